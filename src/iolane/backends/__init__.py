@@ -1,0 +1,1 @@
+"""The host resources behind devices: files, memory, byte streams."""

@@ -1,0 +1,1 @@
+"""How a device reaches the guest: vfio-user and its kin."""

@@ -1,0 +1,1 @@
+"""Devices, each knowing neither its carrier nor its engine."""

@@ -1,0 +1,1 @@
+"""The physical machine: inventory, taking and giving back."""

@@ -1,0 +1,1 @@
+"""Our own hypervisor's parts, thin over /dev/kvm."""

@@ -1,0 +1,1 @@
+"""A whole emulated host in which passthrough is exercised."""

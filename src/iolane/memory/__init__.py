@@ -1,0 +1,1 @@
+"""Guest memory: guarded mappings, shared files, dirty bitmaps."""

@@ -1,0 +1,1 @@
+"""The device model: registers, PCI, interrupts, DMA, state, tasks, clock, trace."""

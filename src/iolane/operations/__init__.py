@@ -1,0 +1,1 @@
+"""Transactions over machines: plug, unplug, snapshot, migrate."""
