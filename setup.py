@@ -1,5 +1,6 @@
 """Builds the compiled helpers: every src/iolane/**/_*.pyx, or its generated C where Cython is not at hand."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -12,23 +13,26 @@ COMPILER_ARGUMENTS = ["-O2", "-g0", "-std=gnu11", "-Wall", "-Wno-unused-function
 def extensions() -> list[Extension]:
     """One extension per pyx (or, in an sdist, per generated C file)."""
     os.chdir(ROOT)  # distutils wants paths relative to setup.py
-    sources = sorted(Path("src/iolane").rglob("_*.pyx"))
-    try:
-        from Cython.Build import cythonize
-    except ImportError:
-        cythonize = None
+    have_cython = importlib.util.find_spec("Cython") is not None
     found = [
         Extension(
             ".".join(source.relative_to("src").with_suffix("").parts),
-            [str(source if cythonize else source.with_suffix(".c"))],
+            [str(source if have_cython else source.with_suffix(".c"))],
+            depends=[str(header) for header in sorted(source.parent.glob("*.h"))],
             extra_compile_args=COMPILER_ARGUMENTS,
         )
-        for source in sources
+        for source in sorted(Path("src/iolane").rglob("_*.pyx"))
     ]
-    if cythonize is None or not found:
-        return found
+    return _generate(found) if have_cython and found else found
+
+
+def _generate(found: list[Extension]) -> list[Extension]:
+    """The C of each pyx, written again only where it is older than its source."""
+    from Cython.Build import cythonize
+
     directives = {"language_level": "3", "embedsignature": True, "binding": True}
-    return list(cythonize(found, compiler_directives=directives, nthreads=0))
+    generated: list[Extension] = cythonize(found, compiler_directives=directives)  # type: ignore[no-untyped-call]
+    return generated
 
 
 setup(ext_modules=extensions())
