@@ -1,0 +1,19 @@
+"""DMA: what memory a device may touch, by address, with permissions, faults, pins and dirty pages."""
+
+from iolane.model.dma.fault import DmaFault, FaultReason
+from iolane.model.dma.permission import READ_WRITE, Direction, Permission
+from iolane.model.dma.pin import Pinned
+from iolane.model.dma.space import DmaSpace, IndirectAccess
+from iolane.model.dma.table import MapKind
+
+__all__ = [
+    "READ_WRITE",
+    "Direction",
+    "DmaFault",
+    "DmaSpace",
+    "FaultReason",
+    "IndirectAccess",
+    "MapKind",
+    "Permission",
+    "Pinned",
+]
