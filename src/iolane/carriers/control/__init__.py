@@ -1,0 +1,43 @@
+"""The control socket: one per serving process, for `iolane devices`, `trace` and `reset`."""
+
+from iolane.carriers.control.client import ControlClient, find_device, serving
+from iolane.carriers.control.messages import (
+    DeviceReport,
+    Done,
+    Event,
+    ListDevices,
+    Refusal,
+    ResetDevice,
+    ServerReport,
+    SetTrace,
+)
+from iolane.carriers.control.runtime import (
+    RunDirectory,
+    check_socket_path,
+    is_served,
+    remove_stale,
+    runtime_directory,
+)
+from iolane.carriers.control.server import Controlled, ControlServer, Sink
+
+__all__ = [
+    "ControlClient",
+    "ControlServer",
+    "Controlled",
+    "DeviceReport",
+    "Done",
+    "Event",
+    "ListDevices",
+    "Refusal",
+    "ResetDevice",
+    "RunDirectory",
+    "ServerReport",
+    "SetTrace",
+    "Sink",
+    "check_socket_path",
+    "find_device",
+    "is_served",
+    "remove_stale",
+    "runtime_directory",
+    "serving",
+]

@@ -1,0 +1,269 @@
+"""The control socket of a serving process: answers `iolane devices`, `trace` and `reset`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import shlex
+import socket
+import struct
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from iolane._version import __version__
+from iolane.carriers.control.messages import (
+    LINE_LIMIT,
+    DeviceReport,
+    Done,
+    Event,
+    ListDevices,
+    Refusal,
+    Request,
+    ResetDevice,
+    ServerReport,
+    SetTrace,
+)
+from iolane.carriers.control.runtime import CONTROL_SUFFIX, check_socket_path, remove_stale, runtime_directory
+from iolane.errors import IolaneError
+
+CONNECTION_LIMIT = 32
+EVENT_LIMIT = 4096
+"""Traced accesses that wait for a slow reader; more are dropped and counted, the device never waits."""
+
+_log = logging.getLogger("iolane.control")
+_decoder = msgspec.json.Decoder(Request)
+_encoder = msgspec.json.Encoder()
+
+Sink = Callable[[str | dict[str, Any]], None]
+
+
+class Controlled(Protocol):
+    """What the control socket needs of a served device."""
+
+    @property
+    def name(self) -> str:
+        """The name the user knows it by."""
+
+    def report(self) -> DeviceReport:
+        """Its state and counters now."""
+
+    def set_trace(self, request: SetTrace, sink: Sink | None) -> Callable[[], None]:
+        """Set its trace level; returns the call that restores the one before."""
+
+    def reset(self, kind: Literal["conventional", "flr"]) -> None:
+        """Reset it."""
+
+
+class ControlServer:
+    """One per serving process; a context manager. Its socket appears once it answers."""
+
+    def __init__(self, devices: Sequence[Controlled], *, command: str | None = None) -> None:
+        self._devices = {device.name: device for device in devices}
+        self._command = shlex.join(sys.argv) if command is None else command
+        self._started = time.time()
+        self._listener: socket.socket | None = None
+        self._acceptor: threading.Thread | None = None
+        self._connections: dict[socket.socket, threading.Thread] = {}
+        self._lock = threading.Lock()
+        self.path: Path | None = None
+        self.rejected = 0
+        """Requests that could not be understood, and peers refused."""
+
+    def start(self) -> Path:
+        """Listen; returns the socket's path."""
+        remove_stale()
+        directory = runtime_directory()
+        path = check_socket_path(directory / f"{os.getpid()}-{id(self):x}{CONTROL_SUFFIX}")
+        early = check_socket_path(path.with_suffix(".new"))
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._listener.bind(os.fspath(early))
+        self._listener.listen(CONNECTION_LIMIT)
+        early.rename(path)  # whoever sees a control socket finds it answering
+        self.path = path
+        self._acceptor = threading.Thread(target=self._accept, name="control", daemon=True)
+        self._acceptor.start()
+        return path
+
+    def stop(self) -> None:
+        """Stop answering; connections are closed and the socket is removed."""
+        listener, self._listener = self._listener, None
+        if listener is None:
+            return
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
+        if self._acceptor is not None:
+            self._acceptor.join()
+        listener.close()
+        with self._lock:
+            open_now = list(self._connections.items())
+        for connection, thread in open_now:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+    def __enter__(self) -> ControlServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _accept(self) -> None:
+        while (listener := self._listener) is not None:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with self._lock:
+                if len(self._connections) >= CONNECTION_LIMIT or not _is_allowed(connection):
+                    self.rejected += 1
+                    connection.close()
+                    continue
+                thread = threading.Thread(target=self._serve, args=(connection,), name="control", daemon=True)
+                self._connections[connection] = thread
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            with connection, connection.makefile("rb") as lines:
+                while line := lines.readline(LINE_LIMIT):
+                    if not line.endswith(b"\n"):
+                        self.rejected += 1
+                        _send(connection, Refusal(f"a request is one line of at most {LINE_LIMIT} bytes"))
+                        return
+                    if not self._answer(connection, line):
+                        return
+        except OSError:  # the peer went away
+            pass
+        finally:
+            with self._lock:
+                self._connections.pop(connection, None)
+
+    def _answer(self, connection: socket.socket, line: bytes) -> bool:
+        """Serve one request; whether the connection goes on."""
+        try:
+            request = _decoder.decode(line)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            self.rejected += 1
+            _send(connection, Refusal(f"not a request: {error}"))
+            return True
+        try:
+            if isinstance(request, SetTrace) and request.follow:
+                self._follow(connection, request)
+                return False
+            _send(connection, self._perform(request))
+        except IolaneError as error:
+            _send(connection, Refusal(error.message, error.remedy))
+        except OSError:
+            raise
+        except Exception as error:
+            _log.exception("a control request failed")
+            _send(connection, Refusal(f"the request failed: {type(error).__name__}: {error}"))
+        return True
+
+    def _perform(self, request: Request) -> ServerReport | Done:
+        match request:
+            case ListDevices():
+                return ServerReport(
+                    pid=os.getpid(),
+                    command=self._command,
+                    started=self._started,
+                    version=__version__,
+                    devices=[device.report() for device in self._devices.values()],
+                )
+            case SetTrace():
+                self._find(request.device).set_trace(request, None)
+            case ResetDevice():
+                self._find(request.device).reset(request.kind)
+        return Done()
+
+    def _find(self, name: str) -> Controlled:
+        device = self._devices.get(name)
+        if device is None:
+            raise IolaneError(
+                f"no device is called '{name}' here", remedy=f"there are: {', '.join(self._devices)}"
+            )
+        return device
+
+    def _follow(self, connection: socket.socket, request: SetTrace) -> None:
+        """Send traced accesses until the peer closes; the trace level before is restored then."""
+        device = self._find(request.device)
+        mailbox = _Mailbox()
+        restore = device.set_trace(request, mailbox.put)
+        try:
+            _send(connection, Done())
+            while mailbox.wait(connection):
+                for event in mailbox.take():
+                    _send(connection, event)
+        finally:
+            restore()
+            mailbox.close()
+
+
+class _Mailbox:
+    """Traced accesses on their way from a device, which must not wait, to a reader, which may be slow."""
+
+    def __init__(self) -> None:
+        self._events: deque[str | dict[str, Any]] = deque()
+        self._lock = threading.Lock()
+        self._lost = 0
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def put(self, event: str | dict[str, Any]) -> None:
+        with self._lock:
+            if self._wake < 0:
+                return
+            if len(self._events) >= EVENT_LIMIT:
+                self._lost += 1
+                return
+            self._events.append(event)
+            if len(self._events) == 1:
+                os.eventfd_write(self._wake, 1)
+
+    def wait(self, connection: socket.socket) -> bool:
+        """Until there are events; False when the peer closed its side (or spoke: nothing is expected)."""
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        poll.register(connection, select.POLLIN | select.POLLRDHUP)
+        return all(descriptor == self._wake for descriptor, _ in poll.poll())
+
+    def take(self) -> list[Event]:
+        with self._lock:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+            events = [Event(event) for event in self._events]
+            if events and self._lost:
+                events[-1] = Event(events[-1].event, self._lost)
+                self._lost = 0
+            self._events.clear()
+        return events
+
+    def close(self) -> None:
+        with self._lock:
+            os.close(self._wake)
+            self._wake = -1
+
+
+def _send(connection: socket.socket, message: msgspec.Struct) -> None:
+    connection.sendall(_encoder.encode(message) + b"\n")
+
+
+def _is_allowed(connection: socket.socket) -> bool:
+    """The user that serves, or root (unix(7), SO_PEERCRED)."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, user, _ = struct.unpack("3i", credentials)
+    return user in (os.getuid(), 0)
