@@ -94,10 +94,16 @@ static void guard_chain(int signal_number, siginfo_t *info, void *context)
         return;
     }
     int marked = atomic_compare_exchange_strong(&guard_chaining, &nobody, self);
+    sigset_t bus;
+    sigemptyset(&bus);
+    sigaddset(&bus, SIGBUS);
+    if (previous->sa_flags & SA_NODEFER) /* faulthandler: it raises the signal again and must not come back here */
+        pthread_sigmask(SIG_UNBLOCK, &bus, NULL);
     if (previous->sa_flags & SA_SIGINFO)
         previous->sa_sigaction(signal_number, info, context);
     else
         previous->sa_handler(signal_number);
+    pthread_sigmask(SIG_BLOCK, &bus, NULL);
     if (marked)
         atomic_store(&guard_chaining, 0);
 }

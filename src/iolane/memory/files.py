@@ -1,7 +1,7 @@
 """The files behind guest memory, each mapped once however many DMA maps lie in it.
 
-A guest behind a vIOMMU makes one DMA map per 4 KiB page, each with the same RAM file: mapping the file anew for
-each would use up the kernel's limit of areas (vm.max_map_count, 65530).
+A guest behind a vIOMMU makes one DMA map per 4 KiB page, each with the same RAM file: mapping the file anew
+for each would use up the kernel's limit of areas (vm.max_map_count, 65530).
 """
 
 import fcntl
@@ -34,8 +34,8 @@ class MemoryFiles:
     def acquire(self, fd: int, writable: bool = True, *, end: int | None = None) -> Mapping:
         """The mapping that holds the file's bytes up to `end` (default: all that the file has now).
 
-        The descriptor is not consumed. A file that grew past its mapping, or whose mapping broke, is mapped anew;
-        who holds the older mapping keeps it.
+        The descriptor is not consumed. A file that grew past its mapping, or whose mapping broke, is mapped
+        anew; who holds the older mapping keeps it.
         """
         try:
             status = os.fstat(fd)
