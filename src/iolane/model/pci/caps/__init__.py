@@ -1,0 +1,1 @@
+"""Capabilities, one file each."""

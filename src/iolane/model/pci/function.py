@@ -1,0 +1,297 @@
+"""A PCI function as a device class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from iolane.errors import IolaneError
+from iolane.model.device import Device
+from iolane.model.interrupts import InterruptGroup, InterruptIndex, Interrupts, IntxLine
+from iolane.model.pci.bar import HOOKS_ATTRIBUTE, Bar, BarKind, BuiltBar, Hook
+from iolane.model.pci.capability import BoundCapability, Capability
+from iolane.model.pci.caps.express import PcieEndpoint
+from iolane.model.pci.caps.msi import Msi, MsiCapability
+from iolane.model.pci.caps.msix import Msix, MsixCapability
+from iolane.model.pci.caps.power_management import PowerManagement
+from iolane.model.pci.config_space import ConfigSpace, Identity
+from iolane.model.pci.header import Command
+from iolane.model.pci.intx import Intx
+from iolane.model.region import Area, Piece, PlainMemory, Region, RegionIndex, memory_file
+from iolane.model.registers import RegisterMap
+from iolane.model.reset import ResetKind
+
+
+class Presentation(StrEnum):
+    """Which interrupts a device presents to the guest."""
+
+    AUTO = "auto"
+    """What its class declares."""
+    MSIX = "msix"
+    """MSI-X, as declared."""
+    MSI = "msi"
+    """MSI in place of MSI-X: for an engine that cannot unplug a function with MSI-X."""
+    INTX = "intx"
+    """The interrupt pin alone."""
+
+
+class PciDevice(Device):
+    """A device with config space and BARs.
+
+    Subclass it and declare, as class attributes, the identity, `bar0 = Bar(...)` to `bar5`, capabilities in the
+    order in which they are chained, and `intx = Intx()` for an interrupt pin. Power management and the PCI Express
+    capability are there unless set to None.
+
+    Args:
+        presentation: which interrupts the guest sees.
+        name: for traces and counters; by default the class's name in lower case.
+    """
+
+    vendor_id: ClassVar[int] = 0x1234
+    device_id: ClassVar[int] = 0
+    class_code: ClassVar[int] = 0xFF0000
+    revision_id: ClassVar[int] = 0
+    subsystem_vendor_id: ClassVar[int] = 0
+    subsystem_id: ClassVar[int] = 0
+
+    power: ClassVar[PowerManagement | None] = PowerManagement()
+    express: ClassVar[PcieEndpoint | None] = PcieEndpoint()
+
+    _bars: ClassVar[Mapping[int, Bar[Any]]] = {}
+    _capabilities: ClassVar[Mapping[str, Capability[Any]]] = {}
+    _hooks: ClassVar[tuple[tuple[str, Hook], ...]] = ()
+
+    def __init__(
+        self, *, presentation: Presentation | str = Presentation.AUTO, name: str | None = None
+    ) -> None:
+        super().__init__(name=name)
+        self.presentation = Presentation(presentation)
+        self.interrupts = Interrupts()
+        self.bar_registers: dict[int, RegisterMap] = {}
+        self._bound: dict[str, BoundCapability] = {}
+        self._regions: list[Region | None] = [None] * 9
+        declared = self._presented_capabilities()
+        for name_, capability in declared.items():
+            self._bound[name_] = capability.bind(self)
+        built = self._build_bars()
+        self.config = ConfigSpace(
+            self._identity(), built, [(key, self._bound[key]) for key in declared], self._command_changed
+        )
+        self._regions[RegionIndex.CONFIG] = self.config
+        self._connect_interrupts()
+        self._bind_hooks()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        bars: dict[int, Bar[Any]] = {}
+        capabilities: dict[str, Capability[Any]] = {}
+        for base in reversed(cls.__mro__):
+            for name, item in vars(base).items():
+                if isinstance(item, Bar):
+                    bars[item.index] = item
+                elif isinstance(item, Capability):
+                    capabilities[name] = item
+                elif name in capabilities:
+                    del capabilities[name]
+        cls._bars = bars
+        cls._capabilities = capabilities
+        cls._hooks = tuple(
+            (name, hook)
+            for name in dir(cls)
+            for hook in getattr(getattr(cls, name, None), HOOKS_ATTRIBUTE, ())
+        )
+        for name, hook in cls._hooks:
+            if bars.get(hook.bar.index) is not hook.bar:
+                raise TypeError(
+                    f"{cls.__name__}.{name} hooks a register of {hook.bar.name}, which this class replaced"
+                )
+
+    # Building one device.
+
+    def _presented_capabilities(self) -> dict[str, Capability[Any]]:
+        wanted = self.presentation
+        chosen = dict(self._capabilities)
+        messages = {key: item for key, item in chosen.items() if isinstance(item, Msi | Msix)}
+        if wanted is Presentation.AUTO:
+            return chosen
+        if wanted is Presentation.MSIX:
+            if not any(isinstance(item, Msix) for item in messages.values()):
+                raise IolaneError(f"{self.name} has no MSI-X", remedy="choose another presentation")
+            return {key: item for key, item in chosen.items() if not isinstance(item, Msi)}
+        if wanted is Presentation.INTX and not self._interrupt_pin:
+            raise IolaneError(f"{self.name} has no interrupt pin", remedy="choose presentation msi or msix")
+        for key in messages:
+            del chosen[key]
+        if wanted is Presentation.MSI:
+            chosen["msi"] = self._msi_instead(list(messages.values()))
+        return chosen
+
+    def _msi_instead(self, declared: list[Msi | Msix]) -> Msi:
+        if not declared:
+            raise IolaneError(f"{self.name} has neither MSI nor MSI-X", remedy="choose presentation intx")
+        for item in declared:
+            if isinstance(item, Msi):
+                return item
+        return Msi(vectors=min(32, 1 << (declared[0].vectors - 1).bit_length()))
+
+    @property
+    def _interrupt_pin(self) -> int:
+        declared: object = getattr(type(self), "intx", None)
+        return declared.pin if isinstance(declared, Intx) else 0
+
+    def _identity(self) -> Identity:
+        return Identity(
+            vendor_id=self.vendor_id,
+            device_id=self.device_id,
+            class_code=self.class_code,
+            revision_id=self.revision_id,
+            subsystem_vendor_id=self.subsystem_vendor_id,
+            subsystem_id=self.subsystem_id,
+            interrupt_pin=self._interrupt_pin,
+        )
+
+    def msix_bar(self, declaration: Msix) -> int:
+        """The BAR that holds the MSI-X table: the declared one, else the first free of 4, 2, 5, 3, 1, 0."""
+        if declaration.bar is not None:
+            if declaration.bar not in self._bars:
+                raise TypeError(
+                    f"{type(self).__name__}: MSI-X names bar{declaration.bar}, which is not declared"
+                )
+            return declaration.bar
+        taken = set(self._bars) | {
+            index + 1 for index, bar in self._bars.items() if bar.kind is BarKind.MEM64
+        }
+        for index in (4, 2, 5, 3, 1, 0):
+            if index not in taken:
+                return index
+        raise TypeError(
+            f"{type(self).__name__}: no BAR is left for the MSI-X table; name one with Msix(bar=...)"
+        )
+
+    def _build_bars(self) -> list[BuiltBar]:
+        msix = next((item for item in self._bound.values() if isinstance(item, MsixCapability)), None)
+        bars = dict(self._bars)
+        if msix is not None and msix.bar not in bars:
+            own: Bar[RegisterMap] = Bar(RegisterMap)
+            own.__set_name__(type(self), f"bar{msix.bar}")
+            bars[msix.bar] = own
+        return [self._build_bar(index, bar, msix) for index, bar in sorted(bars.items())]
+
+    def _build_bar(self, index: int, bar: Bar[Any], msix: MsixCapability | None) -> BuiltBar:
+        registers = self.bar_registers[index] = bar.registers()
+        pieces = []
+        if registers.layout.size:
+            pieces.append(Piece(bar.at, registers.layout.size, registers, bar.name))
+        end = 0
+        if msix is not None and msix.bar == index:
+            table, pba = msix.table, msix.pba
+            pieces.append(Piece(msix.table_offset, table.layout.size, table, f"{bar.name}.msix"))
+            pieces.append(Piece(msix.pba_offset, pba.layout.size, pba, f"{bar.name}.msix"))
+            end = max(piece.offset + piece.size for piece in pieces)
+        size = bar.size_for(end)
+        fd, memory = memory_file(size, f"{self.name}-{bar.name}") if bar.memory else (-1, memoryview(b""))
+        for part in bar.memory:
+            view = memory[part.offset : part.offset + part.size]
+            pieces.append(Piece(part.offset, part.size, PlainMemory(view), bar.name))
+        region = Region(RegionIndex(index), size, pieces, name=bar.name, io=bar.kind is BarKind.IO)
+        region.fd = fd
+        region.mappable = tuple(Area(part.offset, part.size) for part in bar.memory)
+        self._regions[index] = region
+        return BuiltBar(index, size, bar.flags, bar.kind is BarKind.MEM64)
+
+    def _connect_interrupts(self) -> None:
+        interrupts = self.interrupts
+        for capability in self._bound.values():
+            if isinstance(capability, MsixCapability):
+                interrupts.msix = capability
+                interrupts.add_group(
+                    InterruptGroup(InterruptIndex.MSIX, capability.vectors, changed=capability.connected)
+                )
+            elif isinstance(capability, MsiCapability):
+                interrupts.msi = capability
+                interrupts.add_group(
+                    InterruptGroup(InterruptIndex.MSI, capability.vectors, changed=capability.connected)
+                )
+        if self._interrupt_pin:
+            interrupts.line = IntxLine(interrupts, self.config)
+            interrupts.add_group(interrupts.line.group)
+
+    def _bind_hooks(self) -> None:
+        for name, hook in self._hooks:
+            registers, method = self.bar_registers[hook.bar.index], getattr(self, name)
+            if hook.writes:
+                registers.hook_write(hook.spec, method)  # type: ignore[call-overload]
+            else:
+                registers.hook_read(hook.spec, method)  # type: ignore[call-overload]
+
+    def bound(self, declaration: Capability[Any]) -> Any:
+        """The bound capability of a declaration. Raises `AttributeError` where the presentation left it
+        out.
+        """
+        found = self._bound.get(declaration.name)
+        if found is None:
+            raise AttributeError(f"{self.name} does not present {declaration.name}")
+        return found
+
+    # What a carrier uses.
+
+    @property
+    def regions(self) -> tuple[Region | None, ...]:
+        """The nine regions in VFIO's order (`RegionIndex`); None for one that does not exist."""
+        return tuple(self._regions)
+
+    def _command_changed(self, command: Command) -> None:
+        self.dma.enabled = bool(command.BUS_MASTER)
+        self.interrupts.bus_master = bool(command.BUS_MASTER)
+        if self.interrupts.line is not None:
+            self.interrupts.line.update()
+
+    def reset(self, kind: ResetKind = ResetKind.CONVENTIONAL) -> None:
+        """Reset the function: work under way is finished first, then registers, interrupts and config space
+        take their reset values, `state` becomes new, and `on_reset` runs. DMA maps and eventfds are the
+        carrier's and stay.
+        """
+        with self.lock, self.quiesced():
+            for registers in self.bar_registers.values():
+                registers.reset()
+            self.config.reset(kind)
+            if self.interrupts.line is not None:
+                self.interrupts.line.update()
+            self.reset_state()
+            self.on_reset(kind)
+
+    def on_reset(self, kind: ResetKind) -> None:
+        """Override: bring the rest of the device back to its beginning. Runs under the device lock."""
+
+    # Saved state.
+
+    def storages(self) -> Mapping[str, memoryview]:
+        """Every register storage by name: config space, each BAR's registers and memory, MSI-X table and
+        PBA.
+        """
+        found: dict[str, memoryview] = {"config": self.config.storage}
+        for index, registers in self.bar_registers.items():
+            if registers.layout.size:
+                found[f"bar{index}"] = registers.storage
+            region = self._regions[index]
+            for piece in region.pieces if region is not None else ():
+                if isinstance(piece.content, PlainMemory):
+                    found[f"bar{index}+{piece.offset:#x}"] = piece.content.view
+        for capability in self._bound.values():
+            found.update(capability.storages())
+        return found
+
+    def loaded(self) -> None:
+        """Saved state was put in place: config space and interrupts follow from it."""
+        super().loaded()
+        self.config.loaded()
+        self.interrupts.flush()
+
+    def close(self) -> None:
+        """Give back what the device holds."""
+        self.interrupts.disconnect_all()
+        for region in self._regions:
+            if region is not None:
+                region.close()
+        super().close()
