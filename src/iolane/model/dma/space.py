@@ -28,6 +28,14 @@ Bounce = tuple[int, memoryview]
 """The IOVA of indirect memory, and the buffer that stands for it."""
 
 
+class MapOverlap(IolaneError):
+    """A map lies over one that exists."""
+
+
+class MapLimit(IolaneError):
+    """More maps than `MAPS_LIMIT`."""
+
+
 class IndirectAccess(Protocol):
     """Reaches memory that can't be mapped, by asking its owner. Refused: IolaneError or OSError."""
 
@@ -119,11 +127,11 @@ class DmaSpace:
         permission = Permission(permission & READ_WRITE)
         with self._lock:
             if len(self._table) >= MAPS_LIMIT:
-                raise IolaneError(f"{self.device} has {MAPS_LIMIT} DMA maps already and takes no more")
+                raise MapLimit(f"{self.device} has {MAPS_LIMIT} DMA maps already and takes no more")
             item = DmaMap(iova, iova + size, permission)
             other = self._table.add(item)
             if other is not None:
-                raise IolaneError(f"DMA map {iova:#x} + {size:#x} overlaps the map at {other}")
+                raise MapOverlap(f"DMA map {iova:#x} + {size:#x} overlaps the map at {other}")
             try:
                 if fd is not None:
                     self._back_by_file(item, fd, offset)
