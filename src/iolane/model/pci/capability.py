@@ -85,8 +85,12 @@ class BoundCapability(ABC):
     def fill(self) -> None:
         """Set the read-only values that this device declared."""
 
-    def loaded(self) -> None:  # noqa: B027 - most capabilities have nothing to do
-        """Called after saved state was loaded."""
+    def loaded(self) -> None:
+        """Saved state was loaded: the constants are set again. Overridden to check the rest, which may be
+        hostile.
+        """
+        self._write_header()
+        self.fill()
 
     def storages(self) -> Mapping[str, memoryview]:
         """Further storage beyond config space, to be saved with the device."""

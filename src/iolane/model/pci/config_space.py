@@ -116,7 +116,12 @@ class ConfigSpace(Region):
         header.STATUS = header.STATUS.replace(CAPABILITIES_LIST=1 if first else 0)
 
     def loaded(self) -> None:
-        """Saved bytes were put into the storage: let everything that follows from them follow."""
+        """Saved bytes were put into the storage: constants are set again, and what follows from the rest
+        follows.
+        """
+        self._fill_header()
+        for index in range(6):
+            self.header.BAR[index] = self._bar_value(index, self.header.BAR[index])
         for capability in self.capabilities:
             capability.loaded()
         self._command_changed(self.header.COMMAND)

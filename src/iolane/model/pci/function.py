@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -39,9 +39,9 @@ class Presentation(StrEnum):
 class PciDevice(Device):
     """A device with config space and BARs.
 
-    Subclass it and declare, as class attributes, the identity, `bar0 = Bar(...)` to `bar5`, capabilities in the
-    order in which they are chained, and `intx = Intx()` for an interrupt pin. Power management and the PCI Express
-    capability are there unless set to None.
+    Subclass it and declare, as class attributes, the identity, `bar0 = Bar(...)` to `bar5`, capabilities in
+    the order in which they are chained, and `intx = Intx()` for an interrupt pin. Power management and the
+    PCI Express capability are there unless set to None.
 
     Args:
         presentation: which interrupts the guest sees.
@@ -247,26 +247,30 @@ class PciDevice(Device):
         if self.interrupts.line is not None:
             self.interrupts.line.update()
 
-    def reset(self, kind: ResetKind = ResetKind.CONVENTIONAL) -> None:
-        """Reset the function: work under way is finished first, then registers, interrupts and config space
-        take their reset values, `state` becomes new, and `on_reset` runs. DMA maps and eventfds are the
-        carrier's and stay.
-        """
-        with self.lock, self.quiesced():
-            for registers in self.bar_registers.values():
-                registers.reset()
-            self.config.reset(kind)
-            if self.interrupts.line is not None:
-                self.interrupts.line.update()
-            self.reset_state()
-            self.on_reset(kind)
+    def reset_registers(self, kind: ResetKind) -> None:
+        """Registers, config space and interrupts take their reset values (PCI Express Base 6.0, 6.6).
 
-    def on_reset(self, kind: ResetKind) -> None:
-        """Override: bring the rest of the device back to its beginning. Runs under the device lock."""
+        DMA maps and eventfds are the carrier's and stay.
+        """
+        for registers in self.bar_registers.values():
+            registers.reset()
+        self.config.reset(kind)
+        if self.interrupts.line is not None:
+            self.interrupts.line.update()
+
+    def disconnect(self) -> None:
+        """The guest's side is gone: its memory and its eventfds with it. State stays."""
+        super().disconnect()
+        with self.lock:
+            self.interrupts.disconnect_all()
+
+    def describe(self) -> dict[str, int | float | str]:
+        """Counters and what else is worth seeing, for `iolane devices`."""
+        return {"interrupts": self.interrupts.delivered_count, **super().describe()}
 
     # Saved state.
 
-    def storages(self) -> Mapping[str, memoryview]:
+    def storages(self) -> dict[str, memoryview]:
         """Every register storage by name: config space, each BAR's registers and memory, MSI-X table and
         PBA.
         """
@@ -282,16 +286,20 @@ class PciDevice(Device):
             found.update(capability.storages())
         return found
 
-    def loaded(self) -> None:
-        """Saved state was put in place: config space and interrupts follow from it."""
-        super().loaded()
-        self.config.loaded()
-        self.interrupts.flush()
+    def load_extra(self, extra: dict[str, Any]) -> Callable[[], None]:
+        """What follows from the loaded storage: config space checks it and tells DMA and interrupts."""
+        take = super().load_extra(extra)
+
+        def follow() -> None:
+            take()
+            self.config.loaded()
+            self.interrupts.flush()
+
+        return follow
 
     def close(self) -> None:
         """Give back what the device holds."""
-        self.interrupts.disconnect_all()
+        super().close()
         for region in self._regions:
             if region is not None:
                 region.close()
-        super().close()

@@ -105,7 +105,7 @@ class MsiCapability(BoundCapability):
     def pending(self, bits: int) -> None:
         self._pending_store[:] = bits.to_bytes(8, "little")
         if self._maskable:
-            self.registers.store(self._data_offset + 8, 4, bits)
+            self.registers.store(self._data_offset + 8, 4, bits & 0xFFFF_FFFF)
 
     def raise_vector(self, vector: int) -> None:
         """Deliver `vector`, or make it pending. Raises `ValueError` for a negative vector."""
@@ -152,6 +152,10 @@ class MsiCapability(BoundCapability):
             ADDRESS_64=self._address64,
             PER_VECTOR_MASK=self._maskable,
         )
+
+    def loaded(self) -> None:
+        super().loaded()
+        self.pending &= (1 << self.vectors) - 1
 
     def storages(self) -> Mapping[str, memoryview]:
         return {"msi.pending": self._pending_store}

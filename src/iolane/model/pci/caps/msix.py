@@ -184,6 +184,11 @@ class MsixCapability(BoundCapability):
         registers.TABLE = self.table_offset | self.bar
         registers.PBA = self.pba_offset | self.bar
 
+    def loaded(self) -> None:
+        super().loaded()
+        last = len(self.pba.PENDING) - 1
+        self.pba.PENDING[last] = self.pba.PENDING[last] & ((1 << self.vectors - 64 * last) - 1)
+
     def storages(self) -> Mapping[str, memoryview]:
         return {"msix.table": self.table.storage, "msix.pba": self.pba.storage}
 

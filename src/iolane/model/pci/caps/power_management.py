@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from iolane.model.pci.capability import BoundCapability, Capability, CapabilityId
 from iolane.model.registers import Field, Register8, Register16, RegisterMap, register
+from iolane.model.reset import ResetKind
 
 if TYPE_CHECKING:
     from iolane.model.pci.function import PciDevice
@@ -57,11 +58,12 @@ class PowerManagementCapability(BoundCapability):
         else:
             self.registers.CONTROL_STATUS = value.replace(POWER_STATE=self._state)
 
-    def fill(self) -> None:
+    def reset(self, kind: ResetKind) -> None:
         self._state = 0
+        super().reset(kind)
 
-    def loaded(self) -> None:
-        self._state = self.registers.CONTROL_STATUS.POWER_STATE
+    def fill(self) -> None:
+        self._changed(self.registers.CONTROL_STATUS)
 
 
 class PowerManagement(Capability[PowerManagementCapability]):
