@@ -94,7 +94,7 @@ class Device:
     # What a device overrides. All are called with the lock held.
 
     def on_reset(self, kind: ResetKind) -> None:
-        """The registers have their reset values, timers are gone, nothing is in flight."""
+        """Registers and `self.state` have their reset values, timers are gone, nothing is in flight."""
 
     def on_pause(self) -> None:
         """`paused` was just set; work in flight is waited for after this."""
@@ -120,7 +120,7 @@ class Device:
 
     # What a bus's floor overrides.
 
-    def storages(self) -> dict[str, memoryview]:
+    def storages(self) -> Mapping[str, memoryview]:
         """The register storage that is saved and loaded, by name."""
         return {}
 
@@ -138,8 +138,13 @@ class Device:
             raise StateError(f"the saved state has {', '.join(sorted(extra))}, unknown to {self.state_kind}")
         return lambda: None
 
-    def reset_registers(self, kind: ResetKind) -> None:
-        """Give registers their reset values."""
+    def loaded(self) -> None:
+        """Storage, extra and `self.state` were just loaded; what follows from them is brought up to date."""
+
+    def reset_state(self) -> None:
+        """Timers are gone and `self.state` becomes new. A device overrides this to keep what survives a reset."""
+        self.clock.forget_timers()
+        self.state = self.State()
 
     # Pausing.
 
@@ -169,8 +174,8 @@ class Device:
                 self._guard("on_resume", self.on_resume)
 
     @contextmanager
-    def quiet(self) -> Iterator[None]:
-        """`with device.quiet():` holds the lock of a paused device."""
+    def quiesced(self) -> Iterator[None]:
+        """`with device.quiesced():` holds the lock of a paused device."""
         with self.lock:
             self.pause()
             try:
@@ -180,14 +185,13 @@ class Device:
 
     def reset(self, kind: ResetKind = ResetKind.CONVENTIONAL) -> None:
         """Back to how it was made, once what is in flight has ended."""
-        with self.quiet():
-            self.clock.forget_timers()
-            self.reset_registers(kind)
+        with self.quiesced():
+            self.reset_state()
             self._guard("on_reset", lambda: self.on_reset(kind))
 
     def disconnect(self) -> None:
         """The guest's side is gone: finish what is in flight and forget its memory. State stays."""
-        with self.quiet():
+        with self.quiesced():
             self.dma.unmap_all()
             self.dma.indirect = None
             self.dma.stop_dirty_log()
@@ -215,7 +219,7 @@ class Device:
 
     def save(self) -> bytes:
         """Everything that makes this device what it is, as one document."""
-        with self.quiet():
+        with self.quiesced():
             self.on_save()
             return encode(self._capture())
 
@@ -226,7 +230,7 @@ class Device:
             StateError: the document is damaged, newer, or not of this kind of device.
         """
         saved = upgrade(decode(data), self.state_kind, self.state_version, self.upgrades)
-        with self.quiet():
+        with self.quiesced():
             state = from_plain(saved.state, self.State)
             self._check_storages(saved)
             take_extra = self.load_extra(saved.extra)
@@ -265,6 +269,7 @@ class Device:
             storage[:] = saved.regions[name]
         self.state = state
         take_extra()
+        self.loaded()
 
     # The carrier.
 
@@ -279,7 +284,7 @@ class Device:
         self._change_workers(None)
 
     def _change_workers(self, workers: Workers | None) -> None:
-        with self.quiet():
+        with self.quiesced():
             self.tasks.attach(workers)
             self.clock.attach(workers)
 
