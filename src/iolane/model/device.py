@@ -142,7 +142,7 @@ class Device:
         """Storage, extra and `self.state` were just loaded; what follows from them is brought up to date."""
 
     def reset_state(self) -> None:
-        """Timers are gone and `self.state` becomes new. A device overrides this to keep what survives a reset."""
+        """Timers are gone and `self.state` becomes new. Overridden to keep what survives a reset."""
         self.clock.forget_timers()
         self.state = self.State()
 
