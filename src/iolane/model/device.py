@@ -138,6 +138,9 @@ class Device:
             raise StateError(f"the saved state has {', '.join(sorted(extra))}, unknown to {self.state_kind}")
         return lambda: None
 
+    def reset_registers(self, kind: ResetKind) -> None:
+        """Give registers their reset values."""
+
     def loaded(self) -> None:
         """Storage, extra and `self.state` were just loaded; what follows from them is brought up to date."""
 
@@ -186,6 +189,7 @@ class Device:
     def reset(self, kind: ResetKind = ResetKind.CONVENTIONAL) -> None:
         """Back to how it was made, once what is in flight has ended."""
         with self.quiesced():
+            self.reset_registers(kind)
             self.reset_state()
             self._guard("on_reset", lambda: self.on_reset(kind))
 
