@@ -132,7 +132,8 @@ class Device:
         """Check all of what `save_extra` gave and return the call that takes it.
 
         Raises:
-            StateError: it isn't what `save_extra` gives.
+            StateError: it isn't what `save_extra` gives. The call is made after storage was loaded, and may
+                raise it too.
         """
         if extra:
             raise StateError(f"the saved state has {', '.join(sorted(extra))}, unknown to {self.state_kind}")
@@ -140,9 +141,6 @@ class Device:
 
     def reset_registers(self, kind: ResetKind) -> None:
         """Give registers their reset values."""
-
-    def loaded(self) -> None:
-        """Storage, extra and `self.state` were just loaded; what follows from them is brought up to date."""
 
     def reset_state(self) -> None:
         """Timers are gone and `self.state` becomes new. Overridden to keep what survives a reset."""
@@ -273,7 +271,6 @@ class Device:
             storage[:] = saved.regions[name]
         self.state = state
         take_extra()
-        self.loaded()
 
     # The carrier.
 
