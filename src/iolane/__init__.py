@@ -1,6 +1,97 @@
-"""I/O virtualization in Python: a device is a class, its lane is what the guest sees of it."""
+"""I/O virtualization in Python: a device is a class, its lane is what the guest sees of it.
 
+What a device author needs is here: `from iolane import PciDevice, Bar, register`. The names are imported from
+the model when they are first used, so that `import iolane` costs nothing.
+"""
+
+from typing import TYPE_CHECKING
+
+from iolane._lazy import lazy_exports
 from iolane._version import __version__
 from iolane.errors import IolaneError
 
-__all__ = ["IolaneError", "__version__"]
+if TYPE_CHECKING:
+    from iolane.model.device import Device
+    from iolane.model.dma import DmaFault
+    from iolane.model.pci import (
+        Aer,
+        Bar,
+        BarKind,
+        Intx,
+        MemoryPart,
+        Msi,
+        Msix,
+        PciDevice,
+        PcieEndpoint,
+        PcieId,
+        PowerManagement,
+        Presentation,
+        SerialNumber,
+        VendorSpecific,
+    )
+    from iolane.model.registers import (
+        Access,
+        Field,
+        Register,
+        Register8,
+        Register16,
+        Register32,
+        Register64,
+        RegisterMap,
+        register,
+        register_array,
+    )
+    from iolane.model.reset import ResetKind
+    from iolane.model.state import DeviceState
+
+__all__ = [
+    "Access",
+    "Aer",
+    "Bar",
+    "BarKind",
+    "Device",
+    "DeviceState",
+    "DmaFault",
+    "Field",
+    "Intx",
+    "IolaneError",
+    "MemoryPart",
+    "Msi",
+    "Msix",
+    "PciDevice",
+    "PcieEndpoint",
+    "PcieId",
+    "PowerManagement",
+    "Presentation",
+    "Register",
+    "Register8",
+    "Register16",
+    "Register32",
+    "Register64",
+    "RegisterMap",
+    "ResetKind",
+    "SerialNumber",
+    "VendorSpecific",
+    "__version__",
+    "register",
+    "register_array",
+]
+
+_PCI = (
+    "Aer Bar BarKind Intx MemoryPart Msi Msix PciDevice PcieEndpoint PcieId PowerManagement Presentation "
+    "SerialNumber VendorSpecific"
+)
+_REGISTERS = (
+    "Access Field Register Register8 Register16 Register32 Register64 RegisterMap register register_array"
+)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "Device": "iolane.model.device",
+        "DeviceState": "iolane.model.state",
+        "DmaFault": "iolane.model.dma",
+        "ResetKind": "iolane.model.reset",
+        **dict.fromkeys(_PCI.split(), "iolane.model.pci"),
+        **dict.fromkeys(_REGISTERS.split(), "iolane.model.registers"),
+    },
+)
