@@ -1,4 +1,4 @@
-"""Naming devices: specifications taken apart, classes found, options converted; each mistake one clear line."""
+"""Naming devices: specifications, classes, options; each mistake one clear line."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ class Simple(PciDevice):
     vendor_id, device_id, class_code = 0x1234, 0x1, 0xFF0000
 
 class Rich(Simple):
-    def __init__(self, image: Path | None = None, *, size: int = 0, ratio: float = 1.0, read_only: bool = False,
-                 mode: Mode = Mode.SAFE, kind: Literal["a", "b"] = "a", label: str = "", paths: list[Path] = (),
+    def __init__(self, image: Path | None = None, *, size: int = 0, ratio: float = 1.0,
+                 read_only: bool = False, mode: Mode = Mode.SAFE, kind: Literal["a", "b"] = "a",
+                 label: str = "", paths: list[Path] = (),
                  backend: Backend | None = None, wanted: int | str = 1, callback: object = None,
                  **more: object) -> None:
         super().__init__(**more)
-        self.given = dict(image=image, size=size, ratio=ratio, read_only=read_only, mode=mode.value, kind=kind,
-                          label=label, paths=paths, wanted=wanted)
+        self.given = dict(image=image, size=size, ratio=ratio, read_only=read_only, mode=mode.value,
+                          kind=kind, label=label, paths=paths, wanted=wanted)
         if label == "bad":
             raise ValueError("a label can't be bad")
         if label == "missing":
