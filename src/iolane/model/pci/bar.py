@@ -78,12 +78,16 @@ class Bar(Generic[M]):
         self._size = size
 
     def __set_name__(self, owner: type, name: str) -> None:
-        if len(name) != 4 or not name.startswith("bar") or name[3] not in "012345":
-            raise TypeError(f"{owner.__name__}.{name}: name a BAR bar0 to bar5")
         self.name = name
-        self.index = int(name[3])
+        if len(name) == 4 and name.startswith("bar") and name[3] in "012345":
+            self.index = int(name[3])
+
+    def check_name(self, owner: type) -> None:
+        """Raise `TypeError` for a BAR that no register of the header can stand for."""
+        if self.index < 0:
+            raise TypeError(f"{owner.__name__}.{self.name}: name a BAR bar0 to bar5")
         if self.kind is BarKind.MEM64 and self.index == 5:
-            raise TypeError(f"{owner.__name__}.{name}: a 64-bit BAR takes two indexes, bar5 has no next")
+            raise TypeError(f"{owner.__name__}.{self.name}: a 64-bit BAR takes two indexes, bar5 has no next")
 
     def size_for(self, further: int) -> int:
         """Bytes of the BAR when something else in it ends at `further`. Raises `TypeError` if the size is

@@ -98,14 +98,15 @@ class PciDevice(Device):
         cls._capabilities = capabilities
         cls._hooks = tuple(
             (name, hook)
-            for name in dir(cls)
-            for hook in getattr(getattr(cls, name, None), HOOKS_ATTRIBUTE, ())
+            for base in cls.__mro__
+            for name, item in vars(base).items()
+            for hook in getattr(item, HOOKS_ATTRIBUTE, ())
         )
+        for bar in bars.values():
+            bar.check_name(cls)
         for name, hook in cls._hooks:
             if bars.get(hook.bar.index) is not hook.bar:
-                raise TypeError(
-                    f"{cls.__name__}.{name} hooks a register of {hook.bar.name}, which this class replaced"
-                )
+                raise TypeError(f"{cls.__name__}.{name} hooks {hook.bar.name}, which this class replaced")
 
     # Building one device.
 
@@ -218,7 +219,7 @@ class PciDevice(Device):
             interrupts.add_group(interrupts.line.group)
 
     def _bind_hooks(self) -> None:
-        for name, hook in self._hooks:
+        for name, hook in reversed(self._hooks):  # the most derived class has the last word
             registers, method = self.bar_registers[hook.bar.index], getattr(self, name)
             if hook.writes:
                 registers.hook_write(hook.spec, method)  # type: ignore[call-overload]
