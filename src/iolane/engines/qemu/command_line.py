@@ -1,0 +1,180 @@
+"""QEMU's command line for a machine: a pure function of what the machine is to be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+
+from iolane.errors import IolaneError
+
+QUICK_BOOT = (
+    "quiet",
+    "panic=-1",
+    "nokaslr",
+    "mitigations=off",
+    "no_timer_check",
+    "tsc=reliable",
+    "cryptomgr.notests",
+    "rcupdate.rcu_expedited=1",
+    "random.trust_cpu=on",
+)
+"""Kernel parameters for a guest that is up soon: nothing calibrated, nothing self-tested, nothing said."""
+
+SWITCHED_OFF = ("hpet", "smbus", "sata", "usb", "vmport", "i8042", "graphics")
+"""Parts of q35 that no iolane guest needs and that its firmware and kernel would look into."""
+
+PORT_PREFIX = "port"
+
+
+class Accelerator(StrEnum):
+    """What runs the guest's instructions."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+@dataclass(frozen=True)
+class VfioUserDevice:
+    """A device server that QEMU connects to: it must be listening at `socket` when the machine starts."""
+
+    id: str
+    socket: Path
+    bootindex: int | None = None
+    port: str | None = None
+    """The root port it sits behind; by default the first free one."""
+    posted_writes: bool = True
+
+    def properties(self, port: str) -> dict[str, object]:
+        """The properties of QEMU's vfio-user-pci."""
+        properties: dict[str, object] = {
+            "driver": "vfio-user-pci",
+            "id": self.id,
+            "bus": port,
+            "socket": {"type": "unix", "path": str(self.socket.absolute())},
+        }
+        if self.bootindex is not None:
+            properties["bootindex"] = self.bootindex
+        if not self.posted_writes:
+            properties["x-no-posted-writes"] = True
+        return properties
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Everything the command line says. File descriptors are the ends of socket pairs that QEMU inherits."""
+
+    name: str
+    accelerator: Accelerator
+    qmp_fd: int
+    console_fd: int
+    agent_fd: int | None = None
+    memory_mib: int = 512
+    cpus: int = 1
+    cpu_model: str | None = None
+    iommu: bool = False
+    ports: int = 8
+    devices: Sequence[VfioUserDevice] = ()
+    kernel: Path | None = None
+    initrd: Path | None = None
+    append: Sequence[str] = ()
+    quick: bool = True
+    paused: bool = False
+    reboot_stops: bool = True
+    extra: Sequence[str] = field(default_factory=tuple)
+
+
+def kernel_parameters(hardware: Hardware) -> list[str]:
+    """The kernel's command line; the caller's own words come last, so that they win."""
+    words = ["console=ttyS0,115200", *(QUICK_BOOT if hardware.quick else ())]
+    if hardware.iommu:
+        words += ["intel_iommu=on", "iommu.strict=1"]
+    return [*words, *hardware.append]
+
+
+def place_devices(devices: Sequence[VfioUserDevice], ports: int) -> list[VfioUserDevice]:
+    """Each device with its root port."""
+    names = [f"{PORT_PREFIX}{number}" for number in range(1, ports + 1)]
+    taken = {device.port for device in devices if device.port is not None}
+    if unknown := sorted(taken - set(names)):
+        raise IolaneError(f"no root port {unknown[0]}", remedy=f"there are {names[0]} to {names[-1]}")
+    if len({device.id for device in devices}) < len(devices):
+        raise IolaneError("two devices have the same id")
+    free = iter([name for name in names if name not in taken])
+    placed = []
+    for device in devices:
+        port = device.port or next(free, None)
+        if port is None:
+            raise IolaneError(f"{len(devices)} devices but only {ports} root ports", remedy="raise `ports`")
+        placed.append(replace(device, port=port))
+    return placed
+
+
+def command_line(hardware: Hardware) -> list[str]:
+    """The arguments behind the binary's name."""
+    return [
+        *("-name", hardware.name, "-nodefaults", "-no-user-config", "-display", "none"),
+        *_machine(hardware),
+        *_channels(hardware),
+        *_pci(hardware),
+        *_boot(hardware),
+        *hardware.extra,
+    ]
+
+
+def _machine(hardware: Hardware) -> list[str]:
+    machine = ["q35", "memory-backend=ram", *(f"{part}=off" for part in SWITCHED_OFF)]
+    if hardware.accelerator is Accelerator.KVM:
+        accelerator, cpu = "kvm", "host"
+        if hardware.iommu:
+            machine.append("kernel-irqchip=split")
+    else:
+        accelerator, cpu = "tcg,thread=multi", "max,la57=off"
+    return [
+        *("-machine", ",".join(machine), "-accel", accelerator, "-cpu", hardware.cpu_model or cpu),
+        *("-smp", str(hardware.cpus), "-m", f"{hardware.memory_mib}M"),
+        *("-object", f"memory-backend-memfd,id=ram,size={hardware.memory_mib}M,share=on"),
+    ]
+
+
+def _channels(hardware: Hardware) -> list[str]:
+    arguments = [
+        *("-chardev", f"socket,id=qmp,fd={hardware.qmp_fd}", "-mon", "chardev=qmp,mode=control"),
+        *("-chardev", f"socket,id=console,fd={hardware.console_fd}"),
+        *("-device", "isa-serial,chardev=console,index=0"),
+    ]
+    if hardware.agent_fd is not None:
+        arguments += ["-chardev", f"socket,id=agent,fd={hardware.agent_fd}"]
+        arguments += ["-device", "isa-serial,chardev=agent,index=1"]
+    return arguments
+
+
+def _pci(hardware: Hardware) -> list[str]:
+    arguments = []
+    if hardware.iommu:
+        arguments += ["-device", "intel-iommu,caching-mode=on"]
+    for number in range(1, hardware.ports + 1):
+        port = f"pcie-root-port,id={PORT_PREFIX}{number},bus=pcie.0,chassis={number},slot={number}"
+        arguments += ["-device", port]
+    for device in place_devices(hardware.devices, hardware.ports):
+        assert device.port is not None
+        arguments += ["-device", json.dumps(device.properties(device.port))]
+    return arguments
+
+
+def _boot(hardware: Hardware) -> list[str]:
+    arguments = ["-boot", "menu=off,reboot-timeout=-1"]
+    if hardware.kernel is not None:
+        arguments += ["-kernel", str(hardware.kernel)]
+        if hardware.initrd is not None:
+            arguments += ["-initrd", str(hardware.initrd)]
+        arguments += ["-append", " ".join(kernel_parameters(hardware))]
+    elif hardware.initrd is not None:
+        raise IolaneError("an initrd without a kernel", remedy="name the kernel too")
+    if hardware.reboot_stops:
+        arguments += ["-action", "reboot=shutdown"]
+    if hardware.paused:
+        arguments.append("-S")
+    return arguments

@@ -1,0 +1,105 @@
+"""A guest's console: read by a thread of its own, kept in a log file, readable and writable."""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from iolane.errors import IolaneError
+
+KEPT = 1 << 20
+"""How many of the last bytes stay in memory; the log file has all."""
+_GATHER = struct.pack("ll", 0, 10_000)
+_FOREVER = struct.pack("ll", 0, 0)
+
+
+class Console:
+    """The host's end of a serial console."""
+
+    def __init__(self, port: socket.socket, log: Path) -> None:
+        self._port = port
+        port.setblocking(True)
+        self.log = log
+        self._file = log.open("wb")
+        self._kept = bytearray()
+        self._dropped = 0
+        self._changed = threading.Condition()
+        self._ended = False
+        self._listener: Callable[[bytes], None] | None = None
+        self._thread = threading.Thread(target=self._read, name=f"console {log.name}", daemon=True)
+        self._thread.start()
+
+    def write(self, data: bytes) -> None:
+        """Types `data`."""
+        self._port.sendall(data)
+
+    def attach(self, listener: Callable[[bytes], None] | None) -> bytes:
+        """From now on `listener` gets all output (in the console's thread); returns what came before."""
+        with self._changed:
+            self._listener = listener
+            return bytes(self._kept)
+
+    def text(self) -> str:
+        """What the console has shown (the last of it, when it is much)."""
+        with self._changed:
+            return self._kept.decode(errors="replace")
+
+    def tail(self, lines: int = 25) -> str:
+        """The last lines."""
+        shown = [line.rstrip() for line in self.text().replace("\r", "\n").split("\n")]
+        return "\n".join([line for line in shown if line][-lines:])
+
+    def wait_for(self, pattern: str, timeout: float = 60.0, start: int = 0) -> int:
+        """Waits until the regular expression appears behind position `start`; returns the position after it."""
+        compiled = re.compile(pattern.encode(), re.MULTILINE)
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while True:
+                match = compiled.search(self._kept, max(0, start - self._dropped))
+                if match is not None:
+                    return match.end() + self._dropped
+                left = deadline - time.monotonic()
+                if self._ended or left <= 0:
+                    why = "the machine has ended" if self._ended else f"not within {timeout:g} s"
+                    raise IolaneError(f"the console did not show {pattern!r}: {why}")
+                self._changed.wait(left)
+
+    def close(self) -> None:
+        """Ends the thread; the log stays."""
+        self._port.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._port.close()
+
+    def _read(self) -> None:
+        with self._file:
+            while data := self._gather():
+                self._file.write(data)
+                self._file.flush()
+                with self._changed:
+                    self._kept += data
+                    if (extra := len(self._kept) - KEPT) > 0:
+                        del self._kept[:extra]
+                        self._dropped += extra
+                    listener = self._listener
+                    self._changed.notify_all()
+                if listener is not None:
+                    listener(data)
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def _gather(self) -> bytes:
+        """QEMU passes a console on byte by byte: wait for one, then let the kernel gather for up to 10 ms."""
+        try:
+            self._port.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _FOREVER)
+            if not self._port.recv(1, socket.MSG_PEEK):
+                return b""
+            self._port.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _GATHER)
+            return self._port.recv(4096, socket.MSG_WAITALL)
+        except OSError:
+            return b""

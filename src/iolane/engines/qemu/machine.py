@@ -1,0 +1,399 @@
+"""A machine on the engine `qemu`: started, spoken with, changed while it runs, and cleaned up after."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from iolane.engines.qemu.agent import AgentError, AgentLost, CommandResult, GuestAgent, OutputFunction
+from iolane.engines.qemu.cache import Cache
+from iolane.engines.qemu.command_line import Accelerator, Hardware, VfioUserDevice, command_line
+from iolane.engines.qemu.console import Console
+from iolane.engines.qemu.initramfs import InitramfsContent, build_initramfs
+from iolane.engines.qemu.kernel import Flavour, GuestKernel, debian_kernel, own_kernel
+from iolane.engines.qemu.probe import choose_accelerator
+from iolane.engines.qemu.process import QemuProcess
+from iolane.engines.qemu.provision import Qemu, obtain_qemu
+from iolane.engines.qemu.qmp import Qmp, QmpLost
+from iolane.engines.qemu.slots import DeadServer, Slots
+from iolane.errors import IolaneError
+
+LOGS_KEPT = 20
+_numbers = itertools.count(1)
+
+
+class MachineError(IolaneError):
+    """The machine did not come up, or is gone. The message holds the end of its console."""
+
+    def __init__(self, message: str, *, remedy: str | None = None, console: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.console = console
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """What a machine is to be. The defaults boot Debian's cloud kernel with busybox and the guest agent."""
+
+    name: str = "iolane"
+    memory_mib: int = 512
+    cpus: int = 1
+    devices: Sequence[VfioUserDevice] = ()
+    kernel: GuestKernel | Path | Flavour | None = Flavour.CLOUD
+    """A Debian flavour, an own image, or None: the firmware boots from a device (see `bootindex`)."""
+    initrd: Path | None = None
+    """An own initrd; by default one is made, with the agent as its /init."""
+    content: InitramfsContent = field(default_factory=InitramfsContent)
+    """What the initramfs made here holds beside busybox and the agent."""
+    append: str = ""
+    agent: bool | None = None
+    """Whether a guest agent will answer; by default, whether the initramfs is made here."""
+    shell: bool = False
+    """A shell on the console."""
+    iommu: bool = False
+    """Put an Intel IOMMU before the devices, in caching mode, and have the kernel use it."""
+    ports: int = 8
+    accelerator: Accelerator | None = None
+    """By default KVM where it runs Linux, else TCG."""
+    cpu_model: str | None = None
+    quick: bool = True
+    """Kernel parameters for a quick boot."""
+    reboot_stops: bool = True
+    """A guest that restarts by itself (a panic does) ends the machine. `reset` works either way."""
+    boot_timeout: float = 120.0
+    console_log: Path | None = None
+    qemu: Qemu | None = None
+    extra_arguments: Sequence[str] = ()
+    paused: bool = False
+
+    @property
+    def has_agent(self) -> bool:
+        """Whether a guest agent is expected."""
+        if self.agent is not None:
+            return self.agent
+        return self.kernel is not None and self.initrd is None
+
+
+class QemuMachine:
+    """One guest under QEMU. A context manager: entering starts it, leaving cleans everything up."""
+
+    def __init__(self, config: MachineConfig | None = None, cache: Cache | None = None) -> None:
+        self.config = config or MachineConfig()
+        self._cache = cache or Cache()
+        self._lock = threading.RLock()
+        self._process: QemuProcess | None = None
+        self._qmp: Qmp | None = None
+        self._console: Console | None = None
+        self._agent: GuestAgent | None = None
+        self._agent_port: socket.socket | None = None
+        self._slots: Slots | None = None
+        self.accelerator_reason = ""
+        self.boot_seconds = 0.0
+        self.on_dead_server: Callable[[DeadServer], None] | None = None
+        """Called (in a thread of the machine) when a device's server has gone while QEMU was connected."""
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # -- life ---------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Starts the machine and waits for its agent. On any failure everything is cleaned up again."""
+        if self._process is not None:
+            raise IolaneError(f"machine {self.config.name} is started already")
+        try:
+            self._launch()
+            if self.config.has_agent and not self.config.paused:
+                self.wait_agent()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Ends the machine at once and frees all it held. Harmless when repeated."""
+        with self._lock:
+            process, self._process = self._process, None
+            qmp, self._qmp = self._qmp, None
+            console, self._console = self._console, None
+            port, self._agent_port = self._agent_port, None
+            self._agent = None
+        if process is not None and qmp is not None and process.running:
+            with contextlib.suppress(IolaneError):
+                qmp.execute("quit", timeout=2.0)
+                process.wait(2.0)
+        if process is not None:
+            process.kill()
+        if qmp is not None:
+            qmp.close()
+        if console is not None:
+            console.close()
+        if port is not None:
+            port.close()
+
+    def powerdown(self, timeout: float = 30.0) -> None:
+        """Has the guest power itself off and waits for the end: by its agent, else by the ACPI power button."""
+        if self._agent is not None:
+            self._agent.power(reboot=False)
+        else:
+            self.qmp.execute("system_powerdown")
+        if self._running_process().wait(timeout) is None:
+            raise self._failure(f"the guest did not power off within {timeout:g} s")
+        self.stop()
+
+    def reset(self, timeout: float | None = None) -> None:
+        """The machine's reset button; waits for the agent of the new boot."""
+        mark = self.qmp.mark()
+        self.qmp.execute("set-action", reboot="reset")
+        self.qmp.execute("system_reset")
+        if self.qmp.wait_event({"RESET"}, mark, 10.0) is None:
+            raise self._failure("QEMU did not reset the machine")
+        if self.config.has_agent:
+            self.wait_agent(timeout)
+        if self.config.reboot_stops:
+            self.qmp.execute("set-action", reboot="shutdown")
+
+    def wait_agent(self, timeout: float | None = None) -> None:
+        """Waits for the guest agent (after start with `paused`, for instance)."""
+        limit = self.config.boot_timeout if timeout is None else timeout
+        started = time.monotonic()
+        try:
+            self._guest_agent().wait_hello(limit)
+        except AgentLost:
+            raise self._failure("the machine ended while it booted") from None
+        except AgentError:
+            raise self._failure(f"the guest did not come up within {limit:g} s") from None
+        self.boot_seconds = time.monotonic() - started
+
+    def resume(self) -> None:
+        """Lets the processors run (after `paused`)."""
+        self.qmp.execute("cont")
+
+    def wait_end(self, timeout: float | None = None) -> bool:
+        """Waits until the machine has ended by itself; False when it has not in time."""
+        return self._running_process().wait(timeout if timeout is not None else 1e9) is not None
+
+    @property
+    def running(self) -> bool:
+        """Whether QEMU runs."""
+        return self._process is not None and self._process.running
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        return self._running_process().pid
+
+    # -- the guest ----------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: bytes = b"",
+        timeout: float = 60.0,
+        merge: bool = False,
+        on_output: OutputFunction | None = None,
+    ) -> CommandResult:
+        """Runs a shell command in the guest: exit code, output, and whether it ran out of time."""
+        with self._agent_errors(), self._lock:
+            return self._guest_agent().run(
+                command, stdin=stdin, timeout=timeout, merge=merge, on_output=on_output
+            )
+
+    def check(self, command: str | Sequence[str], *, stdin: bytes = b"", timeout: float = 60.0) -> str:
+        """The output of a command that must succeed."""
+        return self.run(command, stdin=stdin, timeout=timeout).check().output
+
+    def push(self, path: str, data: bytes | Path, mode: int = 0o644, timeout: float = 120.0) -> None:
+        """Writes a file in the guest."""
+        content = data.read_bytes() if isinstance(data, Path) else data
+        with self._agent_errors(), self._lock:
+            self._guest_agent().push(path, content, mode, timeout)
+
+    def pull(self, path: str, timeout: float = 120.0) -> bytes:
+        """Reads a file of the guest."""
+        with self._agent_errors(), self._lock:
+            return self._guest_agent().pull(path, timeout)
+
+    @property
+    def console(self) -> Console:
+        """The guest's console."""
+        if self._console is None:
+            raise IolaneError(f"machine {self.config.name} is not running", remedy="start it first")
+        return self._console
+
+    @property
+    def qmp(self) -> Qmp:
+        """QEMU's control connection."""
+        if self._qmp is None:
+            raise IolaneError(f"machine {self.config.name} is not running", remedy="start it first")
+        return self._qmp
+
+    # -- devices ------------------------------------------------------------------------------------------
+
+    def plug(self, device: VfioUserDevice) -> None:
+        """Plugs a device (its server must be listening) into a free root port of the running machine."""
+        self._slots_now().plug(device)
+
+    def unplug(self, identity: str, timeout: float = 30.0) -> None:
+        """Unplugs a device and waits until the guest has let go of it and QEMU has removed it.
+
+        Refused for a device with MSI-X: QEMU would abort (facts: defect 1 of QEMU 11)."""
+        self._slots_now().unplug(identity, timeout)
+
+    def migrate(self, destination: str) -> None:
+        """Refused while there are vfio-user devices: QEMU would drop their state without a word."""
+        self._slots_now().refuse_migration()
+        raise IolaneError("migration is not implemented by the engine qemu", remedy="shut down and start anew")
+
+    def dead_servers(self) -> list[DeadServer]:
+        """The devices whose server has gone."""
+        return self._slots_now().dead_servers()
+
+    # -- inside -------------------------------------------------------------------------------------------
+
+    def _launch(self) -> None:
+        config = self.config
+        qemu = config.qemu or obtain_qemu(self._cache)
+        kernel = self._kernel()
+        accelerator, self.accelerator_reason = (
+            (config.accelerator, "chosen by the caller")
+            if config.accelerator is not None
+            else choose_accelerator(qemu, self._cache)
+        )
+        initrd = config.initrd
+        if initrd is None and kernel is not None:
+            initrd = build_initramfs(kernel, config.content, self._cache)
+        for device in config.devices:
+            _check_listening(device)
+        with contextlib.ExitStack() as ours:
+            pairs = {name: _pair(ours) for name in ("qmp", "console", "agent")}
+            hardware = Hardware(
+                name=config.name,
+                accelerator=accelerator,
+                qmp_fd=pairs["qmp"][1].fileno(),
+                console_fd=pairs["console"][1].fileno(),
+                agent_fd=pairs["agent"][1].fileno() if config.has_agent else None,
+                memory_mib=config.memory_mib,
+                cpus=config.cpus,
+                cpu_model=config.cpu_model,
+                iommu=config.iommu,
+                ports=config.ports,
+                devices=config.devices,
+                kernel=kernel.image if kernel else None,
+                initrd=initrd,
+                append=[*(["iolane.shell"] if config.shell else []), *config.append.split()],
+                quick=config.quick,
+                paused=config.paused,
+                reboot_stops=config.reboot_stops,
+                extra=config.extra_arguments,
+            )
+            arguments = [*qemu.command, *command_line(hardware)]
+            self._qmp = Qmp(config.name)
+            fds = [pair[1].fileno() for pair in pairs.values()]
+            self._process = self._qmp.in_thread(
+                lambda: QemuProcess(arguments, qemu.environment, fds, self._on_message)
+            )
+            self._console = Console(pairs["console"][0].dup(), self._log_path())
+            self._agent_port = pairs["agent"][0].dup()
+            self._agent = GuestAgent(self._agent_port) if config.has_agent else None
+            control = pairs["qmp"][0].dup()
+        try:
+            self._qmp.connect(control)
+        except QmpLost:
+            raise self._failure("QEMU did not start") from None
+        self._slots = Slots(self._qmp, self._process.pid, config.ports, config.devices)
+
+    def _kernel(self) -> GuestKernel | None:
+        kernel = self.config.kernel
+        if isinstance(kernel, Flavour):
+            return debian_kernel(kernel, self._cache)
+        return own_kernel(kernel) if isinstance(kernel, Path) else kernel
+
+    def _log_path(self) -> Path:
+        if self.config.console_log is not None:
+            return self.config.console_log
+        folder = self._cache.root / "logs"
+        folder.mkdir(exist_ok=True)
+        logs = sorted(folder.glob("*.log"), key=lambda log: log.stat().st_mtime)
+        for old in logs[: max(0, len(logs) - LOGS_KEPT)]:
+            old.unlink(missing_ok=True)
+        return folder / f"{self.config.name}-{os.getpid()}-{next(_numbers)}.log"
+
+    def _on_message(self, line: str) -> None:
+        slots = self._slots
+        if slots is None or not slots.tells_of_dead_server(line):
+            return
+        for dead in slots.newly_dead():
+            if self.on_dead_server is not None:
+                self.on_dead_server(dead)
+
+    def _running_process(self) -> QemuProcess:
+        if self._process is None:
+            raise IolaneError(f"machine {self.config.name} is not running", remedy="start it first")
+        return self._process
+
+    def _slots_now(self) -> Slots:
+        self._running_process()
+        assert self._slots is not None
+        return self._slots
+
+    def _guest_agent(self) -> GuestAgent:
+        self._running_process()
+        if self._agent is None:
+            raise IolaneError(
+                "this machine has no guest agent", remedy="let iolane make the initramfs, or use the console"
+            )
+        return self._agent
+
+    @contextlib.contextmanager
+    def _agent_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except AgentError as error:
+            raise self._failure(error.message) from error
+
+    def _failure(self, what: str) -> MachineError:
+        """An error that holds what is known: QEMU's own words, dead servers, the end of the console."""
+        parts = [what]
+        if self._process is not None:
+            if not self._process.running:
+                parts.append(self._process.ending())
+            if messages := self._process.messages():
+                parts.append(f"QEMU said: {messages[-1500:]}")
+        if self._slots is not None and self.running:
+            parts += [str(dead) for dead in self._slots.dead_servers()]
+        if self._console is None:
+            return MachineError("; ".join(parts))
+        tail = self._console.tail()
+        last = " | ".join(tail.splitlines()[-8:])
+        parts.append(f"the console ended with: {last}" if tail else "the console is empty")
+        remedy = f"the whole console is in {self._console.log}"
+        return MachineError("; ".join(parts), remedy=remedy, console=tail)
+
+
+def _pair(stack: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    ours, qemus = socket.socketpair()
+    stack.callback(ours.close)
+    stack.callback(qemus.close)
+    return ours, qemus
+
+
+def _check_listening(device: VfioUserDevice) -> None:
+    if not device.socket.is_socket():
+        raise IolaneError(
+            f"nobody listens at {device.socket} for device {device.id}", remedy="start its server first"
+        )

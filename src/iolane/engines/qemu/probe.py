@@ -1,0 +1,81 @@
+"""Whether KVM runs Linux here, decided by trying: a device node says little (nested, emulated, forbidden)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from iolane.engines.qemu.cache import Cache
+from iolane.engines.qemu.command_line import Accelerator
+from iolane.engines.qemu.provision import Qemu
+from iolane.errors import IolaneError
+
+TRY_SECONDS = 12.0
+TRY_SECONDS_WITHOUT_EXTENSIONS = 4.0
+"""Without VT-x or SVM in sight KVM is some emulation: it has to be quick to be worth it."""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What a trial has shown."""
+
+    accelerator: Accelerator
+    reason: str
+
+
+def choose_accelerator(qemu: Qemu, cache: Cache, device: Path = Path("/dev/kvm")) -> tuple[Accelerator, str]:
+    """KVM if a Linux kernel comes up with it, else TCG; and why. A trial is made once per boot of this host."""
+    if not device.exists():
+        return Accelerator.TCG, f"there is no {device}"
+    if not os.access(device, os.R_OK | os.W_OK):
+        return Accelerator.TCG, f"{device} may not be opened (join its group to use KVM)"
+    file = cache.root / "probe" / f"{_key(qemu)}.json"
+    with cache.locked("probe"):
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            for old in file.parent.glob("*.json"):
+                old.unlink()
+            verdict = _try_kvm(qemu, cache)
+            scratch = file.with_suffix(".new")
+            scratch.write_bytes(msgspec.json.encode(verdict))
+            scratch.rename(file)
+        verdict = msgspec.json.decode(file.read_bytes(), type=Verdict)
+    return verdict.accelerator, verdict.reason
+
+
+def _key(qemu: Qemu) -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    return hashlib.sha256("\0".join((boot, _cpu(), qemu.version, *qemu.command)).encode()).hexdigest()[:16]
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return "\n".join(line for line in lines if line.startswith(("model name", "microcode")))
+
+
+def has_extensions(cpuinfo: str) -> bool:
+    """Whether the processor says that it can virtualise."""
+    flags = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), "")
+    return bool({"vmx", "svm"} & set(flags.split()))
+
+
+def _try_kvm(qemu: Qemu, cache: Cache) -> Verdict:
+    from iolane.engines.qemu.machine import MachineConfig, QemuMachine
+
+    real = has_extensions(Path("/proc/cpuinfo").read_text())
+    seconds = TRY_SECONDS if real else TRY_SECONDS_WITHOUT_EXTENSIONS
+    cache.report(f"trying whether KVM runs Linux here (up to {seconds:g} s, once)")
+    config = MachineConfig(
+        name="kvm-trial", memory_mib=256, ports=0, accelerator=Accelerator.KVM, boot_timeout=seconds, qemu=qemu
+    )
+    machine = QemuMachine(replace(config), cache)
+    try:
+        with machine:
+            return Verdict(Accelerator.KVM, f"a Linux guest was up in {machine.boot_seconds:.1f} s")
+    except IolaneError as error:
+        why = error.message.split(";")[0]
+        emulated = "" if real else ", and the processor offers neither VT-x nor SVM"
+        return Verdict(Accelerator.TCG, f"KVM does not run Linux here: {why}{emulated}")
