@@ -222,9 +222,9 @@ class PciDevice(Device):
         for name, hook in reversed(self._hooks):  # the most derived class has the last word
             registers, method = self.bar_registers[hook.bar.index], getattr(self, name)
             if hook.writes:
-                registers.hook_write(hook.spec, method)  # type: ignore[call-overload]
+                registers.hook_write(hook.spec, method)
             else:
-                registers.hook_read(hook.spec, method)  # type: ignore[call-overload]
+                registers.hook_read(hook.spec, method)
 
     def bound(self, declaration: Capability[Any]) -> Any:
         """The bound capability of a declaration. Raises `AttributeError` where the presentation left it
