@@ -6,32 +6,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from enum import IntEnum
 from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypeVar, overload
 
 from iolane.model.registers import RegisterMap
 from iolane.model.reset import ResetKind
+from iolane.uapi.pci import Capability as CapabilityId
+from iolane.uapi.pcie import ExtendedCapability as ExtendedCapabilityId
 
 if TYPE_CHECKING:
     from iolane.model.pci.function import PciDevice
-
-
-class CapabilityId(IntEnum):
-    """Capability ids (linux/pci_regs.h, PCI_CAP_ID_*)."""
-
-    POWER_MANAGEMENT = 0x01
-    MSI = 0x05
-    VENDOR_SPECIFIC = 0x09
-    EXPRESS = 0x10
-    MSIX = 0x11
-
-
-class ExtendedCapabilityId(IntEnum):
-    """Extended capability ids (linux/pci_regs.h, PCI_EXT_CAP_ID_*)."""
-
-    AER = 0x0001
-    SERIAL_NUMBER = 0x0003
-    SRIOV = 0x0010
 
 
 class BoundCapability(ABC):
@@ -96,6 +79,8 @@ class BoundCapability(ABC):
         """Further storage beyond config space, to be saved with the device."""
         return {}
 
+
+__all__ = ["BoundCapability", "Capability", "CapabilityId", "ExtendedCapabilityId"]
 
 B = TypeVar("B", bound=BoundCapability)
 

@@ -64,7 +64,7 @@ class AerCapability(BoundCapability):
     bits).
     """
 
-    id = ExtendedCapabilityId.AER
+    id = ExtendedCapabilityId.ERR
     extended = True
     version = 2
     registers: AerRegisters

@@ -111,7 +111,7 @@ class ExpressRegisters(RegisterMap):
 class ExpressCapability(BoundCapability):
     """The endpoint's Express capability; writing Initiate FLR calls `reset_function`."""
 
-    id = CapabilityId.EXPRESS
+    id = CapabilityId.EXP
     registers: ExpressRegisters
 
     def __init__(self, port_type: PortType, flr: bool, reset_function: Callable[[ResetKind], None]) -> None:

@@ -39,7 +39,7 @@ class PowerManagementCapability(BoundCapability):
     3.2.4).
     """
 
-    id = CapabilityId.POWER_MANAGEMENT
+    id = CapabilityId.PM
     registers: PowerManagementRegisters
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ class SerialNumberRegisters(RegisterMap):
 class SerialNumberCapability(BoundCapability):
     """The function's EUI-64."""
 
-    id = ExtendedCapabilityId.SERIAL_NUMBER
+    id = ExtendedCapabilityId.DSN
     extended = True
     registers: SerialNumberRegisters
 

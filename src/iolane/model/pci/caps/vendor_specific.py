@@ -22,7 +22,7 @@ class VendorSpecificRegisters(RegisterMap):
 class VendorSpecificCapability(BoundCapability):
     """A read-only body of bytes whose meaning is the vendor's."""
 
-    id = CapabilityId.VENDOR_SPECIFIC
+    id = CapabilityId.VNDR
 
     def __init__(self, data: bytes) -> None:
         body = {"DATA": register_array(0x3, Register8, len(data), access="ro")} if data else {}
