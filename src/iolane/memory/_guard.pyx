@@ -93,7 +93,8 @@ cdef class Mapping:
             raise MappingError(f"cannot guard against SIGBUS: {os.strerror(-failed)}", errno=-failed)
         cdef void *start = mmap(NULL, self.mapped, protection, MAP_SHARED, fd, self.offset)
         if start == MAP_FAILED:
-            raise MappingError(f"cannot map {self.length} bytes: {os.strerror(errno)}", errno=errno)
+            failed = errno
+            raise MappingError(f"cannot map {self.length} bytes: {os.strerror(failed)}", errno=failed)
         self.range = guard_add(start, self.mapped, page, protection)
         if self.range == NULL:
             munmap(start, self.mapped)
