@@ -52,7 +52,7 @@ class AerRegisters(RegisterMap):
     HEADER = register(0x00, Register32, access="ro")
     UNCORRECTABLE_STATUS = register(0x04, UncorrectableErrors, access="w1c")
     UNCORRECTABLE_MASK = register(0x08, UncorrectableErrors, reset=1 << 22)
-    UNCORRECTABLE_SEVERITY = register(0x0C, UncorrectableErrors, reset=0x0046_2030 & ~(1 << 5))
+    UNCORRECTABLE_SEVERITY = register(0x0C, UncorrectableErrors, reset=0x0046_2010)
     CORRECTABLE_STATUS = register(0x10, CorrectableErrors, access="w1c")
     CORRECTABLE_MASK = register(0x14, CorrectableErrors, reset=0x6000)
     CONTROL = register(0x18, ErrorControl)
