@@ -28,11 +28,11 @@ Bounce = tuple[int, memoryview]
 """The IOVA of indirect memory, and the buffer that stands for it."""
 
 
-class MapOverlap(IolaneError):
+class MapOverlapError(IolaneError):
     """A map lies over one that exists."""
 
 
-class MapLimit(IolaneError):
+class MapLimitError(IolaneError):
     """More maps than `MAPS_LIMIT`."""
 
 
@@ -127,11 +127,11 @@ class DmaSpace:
         permission = Permission(permission & READ_WRITE)
         with self._lock:
             if len(self._table) >= MAPS_LIMIT:
-                raise MapLimit(f"{self.device} has {MAPS_LIMIT} DMA maps already and takes no more")
+                raise MapLimitError(f"{self.device} has {MAPS_LIMIT} DMA maps already and takes no more")
             item = DmaMap(iova, iova + size, permission)
             other = self._table.add(item)
             if other is not None:
-                raise MapOverlap(f"DMA map {iova:#x} + {size:#x} overlaps the map at {other}")
+                raise MapOverlapError(f"DMA map {iova:#x} + {size:#x} overlaps the map at {other}")
             try:
                 if fd is not None:
                     self._back_by_file(item, fd, offset)
