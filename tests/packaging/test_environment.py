@@ -14,7 +14,7 @@ def _bash(code: str, directory: Path = ROOT, **variables: str) -> subprocess.Com
     environment = {**os.environ, **variables}
     return subprocess.run(
         ["bash", "-c", script],
-        cwd=ROOT,
+        cwd=directory,
         env=environment,
         capture_output=True,
         text=True,
