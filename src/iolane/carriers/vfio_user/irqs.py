@@ -1,0 +1,114 @@
+"""Interrupts: which there are, and the eventfds that the client gives for them."""
+
+from __future__ import annotations
+
+from iolane.carriers.vfio_user.protocol import (
+    IRQ_ACTION_MASK,
+    IRQ_COUNT,
+    IRQ_DATA_MASK,
+    IRQ_INFO,
+    IRQ_SET,
+    IrqAction,
+    IrqData,
+    IrqFlag,
+)
+from iolane.carriers.vfio_user.rejection import RefusedError, Rejection
+from iolane.carriers.vfio_user.session import Reply, Request, Session
+from iolane.errors import IolaneError
+from iolane.model.interrupts import InterruptGroup, InterruptIndex
+
+ONE_DATA = frozenset({IrqData.NONE, IrqData.BOOL, IrqData.EVENTFD})
+ONE_ACTION = frozenset({IrqAction.MASK, IrqAction.UNMASK, IrqAction.TRIGGER})
+
+
+class IrqCommands:
+    """GET_IRQ_INFO and SET_IRQS."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def _group(self, index: int) -> InterruptGroup:
+        if index >= IRQ_COUNT:
+            raise RefusedError(Rejection.IRQ_INDEX, f"{index}")
+        return self._session.device.interrupts.group(InterruptIndex(index))
+
+    def info(self, request: Request) -> Reply:
+        """ "VFIO_USER_DEVICE_GET_IRQ_INFO".
+
+        No NORESIZE: vectors may be connected one by one, which spares QEMU sending the whole set at
+        each vector that the guest enables.
+        """
+        argsz, _, index, _ = request.unpack(IRQ_INFO)
+        if argsz < IRQ_INFO.size:
+            raise RefusedError(Rejection.ARGSZ, f"{argsz} for IRQ info")
+        group = self._group(index)
+        flags = IrqFlag(0)
+        if group.count:
+            flags |= IrqFlag.EVENTFD
+        if group.count and group.automasked:
+            flags |= IrqFlag.MASKABLE | IrqFlag.AUTOMASKED
+        return Reply(IRQ_INFO.pack(IRQ_INFO.size, flags, index, group.count))
+
+    def set(self, request: Request) -> Reply:
+        """ "VFIO_USER_DEVICE_SET_IRQS"."""
+        argsz, flags, index, start, count = request.unpack(IRQ_SET)
+        if argsz < IRQ_SET.size:
+            raise RefusedError(Rejection.ARGSZ, f"{argsz} for SET_IRQS")
+        data, action = flags & IRQ_DATA_MASK, flags & IRQ_ACTION_MASK
+        if flags & ~(IRQ_DATA_MASK | IRQ_ACTION_MASK) or data not in ONE_DATA or action not in ONE_ACTION:
+            raise RefusedError(Rejection.IRQ_FLAGS, f"{flags:#x}")
+        group = self._group(index)
+        extra = len(request.payload) - IRQ_SET.size
+        if data == IrqData.BOOL and extra != count:
+            raise RefusedError(Rejection.PAYLOAD_SIZE, f"{extra} booleans for {count} vectors")
+        if request.fds and data != IrqData.EVENTFD:
+            raise RefusedError(Rejection.FDS_UNWANTED, "SET_IRQS without DATA_EVENTFD")
+        with self._session.device.lock:
+            if not count:
+                self._disable(group, data, action, start)
+                return Reply()
+            if start + count > group.count:
+                raise RefusedError(
+                    Rejection.IRQ_RANGE, f"{start} + {count} of {group.count} {group.index.name}"
+                )
+            vectors = range(start, start + count)
+            if data == IrqData.EVENTFD:
+                self._connect(group, action, vectors, request)
+            else:
+                chosen = bytes(request.payload[IRQ_SET.size :]) if data == IrqData.BOOL else b"\1" * count
+                self._act(group, action, [vector for vector, on in zip(vectors, chosen, strict=True) if on])
+        return Reply()
+
+    def _disable(self, group: InterruptGroup, data: int, action: int, start: int) -> None:
+        """ "a count (and start) of 0, with data flags of VFIO_IRQ_SET_DATA_NONE disables all interrupts of
+        the index".
+        """
+        if data != IrqData.NONE or action != IrqAction.TRIGGER or start:
+            raise RefusedError(Rejection.IRQ_FLAGS, "a count of 0")
+        group.disconnect_all()
+
+    def _connect(self, group: InterruptGroup, action: int, vectors: range, request: Request) -> None:
+        """Connect eventfds, or without any disconnect; all of a message or none."""
+        if action != IrqAction.TRIGGER:
+            # An eventfd that unmasks needs a listener; refused, QEMU unmasks by message instead.
+            raise RefusedError(Rejection.IRQ_ACTION, "an eventfd to mask or unmask")
+        if not request.fds:
+            for vector in vectors:
+                group.connect(vector, None)
+            return
+        if len(request.fds) != len(vectors):
+            raise RefusedError(Rejection.IRQ_FDS, f"{len(request.fds)} for {len(vectors)} vectors")
+        for vector in vectors:
+            try:
+                group.connect(vector, request.take_fd())
+            except IolaneError as error:
+                for connected in range(vectors.start, vector):
+                    group.connect(connected, None)
+                raise RefusedError(Rejection.IRQ_NOT_EVENTFD, str(error)) from None
+
+    def _act(self, group: InterruptGroup, action: int, vectors: list[int]) -> None:
+        if action != IrqAction.TRIGGER and not group.automasked:
+            raise RefusedError(Rejection.IRQ_ACTION, f"{group.index.name} can't be masked")
+        act = {IrqAction.MASK: group.mask, IrqAction.UNMASK: group.unmask, IrqAction.TRIGGER: group.trigger}
+        for vector in vectors:
+            act[IrqAction(action)](vector)
