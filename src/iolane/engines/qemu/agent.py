@@ -55,11 +55,11 @@ class AgentError(IolaneError):
     """The guest agent does not answer, or not sensibly."""
 
 
-class AgentLost(AgentError):
+class AgentLostError(AgentError):
     """The agent's port was closed: the machine is gone."""
 
 
-class CommandFailed(IolaneError):
+class CommandFailedError(IolaneError):
     """A command in the guest ended with an exit code other than 0."""
 
 
@@ -80,11 +80,11 @@ class CommandResult:
         return (self.stdout + self.stderr).decode(errors="replace")
 
     def check(self) -> CommandResult:
-        """Itself, or `CommandFailed` when the exit code is not 0."""
+        """Itself, or `CommandFailedError` when the exit code is not 0."""
         if self.exit_code == 0 and not self.timed_out:
             return self
         how = "did not end in time" if self.timed_out else f"ended with exit code {self.exit_code}"
-        raise CommandFailed(f"the guest's command `{self.command}` {how}: {self.output.strip()[-2000:]}")
+        raise CommandFailedError(f"the guest's command `{self.command}` {how}: {self.output.strip()[-2000:]}")
 
 
 OutputFunction = Callable[[Type, bytes], None]
@@ -190,13 +190,15 @@ class GuestAgent:
         if error:
             raise IolaneError(f"{path} in the guest: {os.strerror(error)}")
         if (guest_crc, guest_size) != (crc, size):
-            raise AgentError(f"{path} was damaged on its way ({guest_size} of {size} bytes, checksums differ)")
+            raise AgentError(
+                f"{path} was damaged on its way ({guest_size} of {size} bytes, checksums differ)"
+            )
 
     def _send(self, kind: Type, data: bytes = b"") -> None:
         try:
             self._port.sendall(_HEADER.pack(MAGIC, kind, 0, len(data)) + data)
         except OSError as error:
-            raise AgentLost("the machine's agent port is closed") from error
+            raise AgentLostError("the machine's agent port is closed") from error
 
     def _frame(self, deadline: float) -> tuple[Type, bytes]:
         magic, kind, _, length = _HEADER.unpack(self._receive(_HEADER.size, deadline, "to answer"))
@@ -222,15 +224,15 @@ class GuestAgent:
             except BlockingIOError:
                 continue
             except OSError as error:
-                raise AgentLost("the machine's agent port is closed") from error
+                raise AgentLostError("the machine's agent port is closed") from error
             if received == 0:
-                raise AgentLost("the machine has ended")
+                raise AgentLostError("the machine has ended")
             view = view[received:]
         return bytes(buffer)
 
 
 class _Feeder:
-    """Sends data in pieces, no more than a window ahead of what the guest has taken; an empty piece ends it."""
+    """Sends data in pieces, at most a window ahead of what the guest has taken; an empty piece ends it."""
 
     def __init__(self, agent: GuestAgent, data: bytes) -> None:
         self._agent = agent

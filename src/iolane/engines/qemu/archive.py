@@ -1,8 +1,8 @@
 """A private apt: Debian packages resolved, verified and fetched into the cache, nothing installed.
 
-It has its own lists, cache and sources and an empty dpkg status, so a closure is complete whatever this machine
-has installed, and it needs no privilege. Signatures are verified by apt itself, against the installed Debian
-keyring and nothing else.
+It has its own lists, cache and sources and an empty dpkg status, so a closure is complete whatever this
+machine has installed, and it needs no privilege. Signatures are verified by apt itself, against the installed
+Debian keyring and nothing else.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Archive:
             if shutil.which(program) is None:
                 raise IolaneError(
                     f"{program} is needed to fetch packages and is not installed",
-                    remedy="use a Debian machine, or set IOLANE_QEMU to a QEMU >= 10.1 and give your own --kernel",
+                    remedy="use a Debian machine, or set IOLANE_QEMU and give your own --kernel",
                 )
         with (
             self._cache.locked(f"apt-{self._suites.name}"),
@@ -140,7 +140,12 @@ class _Session:
         self._suites = suites
         self._report = report
         self._debs = state / "cache" / "archives"
-        for folder in (state / "lists" / "partial", self._debs / "partial", scratch / "parts", scratch / "conf"):
+        for folder in (
+            state / "lists" / "partial",
+            self._debs / "partial",
+            scratch / "parts",
+            scratch / "conf",
+        ):
             folder.mkdir(parents=True, exist_ok=True)
         (state / "status").touch()
         (scratch / "parts" / "debian.sources").write_text(sources_text(archive, suites))
@@ -183,7 +188,9 @@ class _Session:
         """The Depends of the candidate version."""
         text = self._apt(["apt-cache", "show", "--no-all-versions", package])
         match = re.search(r"^Depends: (.*)$", text, re.MULTILINE)
-        return [] if match is None else [re.split(r"[\s(:|]", part.strip())[0] for part in match[1].split(",")]
+        return (
+            [] if match is None else [re.split(r"[\s(:|]", part.strip())[0] for part in match[1].split(",")]
+        )
 
     def _apt(self, command: list[str], *, progress: bool = False, folder: str | None = None) -> str:
         arguments = list(command)
@@ -239,7 +246,7 @@ def sources_text(archive: DebianArchive, suites: Suites) -> str:
 
 
 def configuration_text(state: Path, scratch: Path, acquire: Sequence[str]) -> str:
-    """apt.conf(5) of the private apt: own folders, no hooks, unsigned archives refused, the machine's proxies."""
+    """apt.conf(5) of the private apt: own folders, no hooks, nothing unsigned, the machine's proxies."""
     lines = [
         *acquire,
         f'Dir::Etc::sourceparts "{scratch}/parts";',
@@ -266,7 +273,7 @@ def configuration_text(state: Path, scratch: Path, acquire: Sequence[str]) -> st
 
 
 def _machine_acquire_settings() -> list[str]:
-    """How this machine reaches its archive (proxies, timeouts); what would loosen verification is overridden."""
+    """How this machine reaches its archive (proxies, timeouts); what loosens verification is overridden."""
     dump = _run(["apt-config", "dump"]).splitlines()
     left_out = ("Acquire::IndexTargets", "Acquire::Languages", "Acquire::GzipIndexes")
     lines = [line for line in dump if line.startswith("Acquire::") and not line.startswith(left_out)]
@@ -297,7 +304,9 @@ def _apt_error(command: Sequence[str], output: str) -> IolaneError:
             f"the Debian archive could not be verified, nothing of it is used: {what}",
             remedy="update the package debian-archive-keyring",
         )
-    return IolaneError(f"{' '.join(command[:2])} failed: {what}", remedy="check this machine's network and apt")
+    return IolaneError(
+        f"{' '.join(command[:2])} failed: {what}", remedy="check this machine's network and apt"
+    )
 
 
 def _run(command: Sequence[str]) -> str:

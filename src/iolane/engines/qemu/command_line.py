@@ -68,8 +68,8 @@ class Hardware:
 
     name: str
     accelerator: Accelerator
-    qmp_fd: int
-    console_fd: int
+    qmp_fd: int = -1
+    console_fd: int = -1
     agent_fd: int | None = None
     memory_mib: int = 512
     cpus: int = 1

@@ -55,7 +55,7 @@ class Console:
         return "\n".join([line for line in shown if line][-lines:])
 
     def wait_for(self, pattern: str, timeout: float = 60.0, start: int = 0) -> int:
-        """Waits until the regular expression appears behind position `start`; returns the position after it."""
+        """Waits for the regular expression behind position `start`; returns the position after it."""
         compiled = re.compile(pattern.encode(), re.MULTILINE)
         deadline = time.monotonic() + timeout
         with self._changed:

@@ -1,4 +1,4 @@
-"""An initramfs written in Python: busybox, the guest agent as /init, modules in loading order, files, programs."""
+"""An initramfs written in Python: busybox, the agent as /init, modules in loading order, files, programs."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def build_agent(cache: Cache) -> Path:
 
 
 def build_initramfs(kernel: GuestKernel, content: InitramfsContent, cache: Cache | None = None) -> Path:
-    """The initramfs for `kernel`, kept in the cache by its content. Uncompressed: it is handed over in memory,
-    and unpacking it would cost the guest."""
+    """The initramfs for `kernel`, kept in the cache by its content. Uncompressed: it is handed over in
+    memory, and unpacking it would cost the guest."""
     cache = cache or Cache()
     data = initramfs_bytes(kernel, content, cache)
     key = hashlib.sha256(data).hexdigest()[:16]
@@ -140,7 +140,9 @@ def _add_busybox(cpio: CpioWriter, binary: Path, cache: Cache) -> None:
     cpio.file("bin/busybox", binary.read_bytes(), 0o755)
     applets = cache.file("busybox.applets", lambda target: _write(target, _applets(binary)))
     for path in applets.read_text().split():
-        if path not in cpio and not any(f"{folder}/{Path(path).name}" in cpio for folder in ("usr/sbin", "usr/bin")):
+        if path not in cpio and not any(
+            f"{folder}/{Path(path).name}" in cpio for folder in ("usr/sbin", "usr/bin")
+        ):
             cpio.symlink(path, "/bin/busybox")
 
 
@@ -179,14 +181,18 @@ def find_in_tree(tree: Path, name: str) -> Path:
 
 
 def elf_needs(data: bytes) -> tuple[str | None, list[str]]:
-    """The interpreter (PT_INTERP) and the needed libraries (DT_NEEDED) of an ELF64 file (System V ABI, ch. 5)."""
+    """The interpreter (PT_INTERP) and needed libraries (DT_NEEDED) of an ELF64 file (System V ABI, ch. 5)."""
     if data[:5] != b"\x7fELF\x02":
         raise IolaneError("not an ELF64 program")
     (table,) = struct.unpack_from("<Q", data, 0x20)
     size, count = struct.unpack_from("<2H", data, 0x36)
     headers = [struct.unpack_from("<IIQQQQ", data, table + size * i) for i in range(count)]
     interpreter = next(
-        (data[offset : offset + length].rstrip(b"\0").decode() for kind, _, offset, _, _, length in headers if kind == 3),
+        (
+            data[offset : offset + length].rstrip(b"\0").decode()
+            for kind, _, offset, _, _, length in headers
+            if kind == 3
+        ),
         None,
     )
     dynamic = next(((offset, length) for kind, _, offset, _, _, length in headers if kind == 2), None)

@@ -61,15 +61,15 @@ def debian_kernel(flavour: Flavour | str = Flavour.CLOUD, cache: Cache | None = 
     """The newest kernel of the machine's own Debian release."""
     flavour = Flavour(flavour)
     cache = cache or Cache()
-    return unpacked_kernel(cache.tree(f"kernel/{flavour}", lambda prefix: _fetch_kernel(cache, flavour, prefix)))
+    return unpacked_kernel(
+        cache.tree(f"kernel/{flavour}", lambda prefix: _fetch_kernel(cache, flavour, prefix))
+    )
 
 
 def _fetch_kernel(cache: Cache, flavour: Flavour, prefix: Path) -> None:
     archive = _own_archive(cache)
     pattern = rf"linux-image-\d\S*-{flavour.suffix}$"
-    names = [
-        name for name in archive.depends(f"linux-image-{flavour.suffix}") if re.match(pattern, name)
-    ]
+    names = [name for name in archive.depends(f"linux-image-{flavour.suffix}") if re.match(pattern, name)]
     if len(names) != 1:
         raise IolaneError(f"linux-image-{flavour.suffix} names no kernel package")
     archive.exactly(names, prefix)
@@ -85,7 +85,8 @@ def unpacked_kernel(prefix: Path) -> GuestKernel:
         raise IolaneError(f"{prefix} holds {len(images)} kernels", remedy=f"remove {prefix} and try again")
     release = images[0].name.removeprefix("vmlinuz-")
     modules = next(
-        (folder for top in ("lib", "usr/lib") if (folder := prefix / top / "modules" / release).is_dir()), None
+        (folder for top in ("lib", "usr/lib") if (folder := prefix / top / "modules" / release).is_dir()),
+        None,
     )
     return GuestKernel(images[0], release, modules, prefix / "boot" / f"config-{release}")
 
@@ -102,9 +103,7 @@ def kernel_headers(kernel: GuestKernel, cache: Cache | None = None) -> Path:
     def make(prefix: Path) -> None:
         archive = _own_archive(cache)
         headers = f"linux-headers-{kernel.release}"
-        needed = [
-            name for name in archive.depends(headers) if re.match(r"linux-(headers|kbuild)-", name)
-        ]
+        needed = [name for name in archive.depends(headers) if re.match(r"linux-(headers|kbuild)-", name)]
         archive.exactly([headers, *needed], prefix)
         shutil.rmtree(prefix / "usr/share", ignore_errors=True)
         _relocate_makefile(prefix / "usr/src" / headers / "Makefile")
@@ -125,7 +124,9 @@ def _relocate_makefile(makefile: Path) -> None:
 def busybox(cache: Cache | None = None) -> Path:
     """A static busybox."""
     cache = cache or Cache()
-    prefix = cache.tree("busybox", lambda prefix: _discard(_own_archive(cache).exactly(["busybox-static"], prefix)))
+    prefix = cache.tree(
+        "busybox", lambda prefix: _discard(_own_archive(cache).exactly(["busybox-static"], prefix))
+    )
     for place in ("bin/busybox", "usr/bin/busybox"):
         if (prefix / place).is_file():
             return prefix / place
@@ -175,7 +176,9 @@ def build_module(kernel: GuestKernel, source: Path, cache: Cache | None = None) 
 def _make(headers: Path, folder: Path, name: str) -> None:
     for program in ("make", "gcc"):
         if shutil.which(program) is None:
-            raise IolaneError(f"{program} is needed to build {name}", remedy="apt-get install gcc make libc6-dev")
+            raise IolaneError(
+                f"{program} is needed to build {name}", remedy="apt-get install gcc make libc6-dev"
+            )
     command = ["make", "-C", str(headers), f"M={folder}", "CC=gcc", "modules"]
     done = subprocess.run(command, capture_output=True, text=True, env=_build_environment())
     if done.returncode != 0:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,17 +13,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from iolane.engines.qemu.agent import AgentError, AgentLost, CommandResult, GuestAgent, OutputFunction
+from iolane.engines.qemu.agent import AgentError, AgentLostError, CommandResult, GuestAgent, OutputFunction
 from iolane.engines.qemu.cache import Cache
-from iolane.engines.qemu.command_line import Accelerator, Hardware, VfioUserDevice, command_line
+from iolane.engines.qemu.command_line import Accelerator, Hardware, VfioUserDevice
 from iolane.engines.qemu.console import Console
 from iolane.engines.qemu.initramfs import InitramfsContent, build_initramfs
 from iolane.engines.qemu.kernel import Flavour, GuestKernel, debian_kernel, own_kernel
+from iolane.engines.qemu.launch import Running
 from iolane.engines.qemu.probe import choose_accelerator
-from iolane.engines.qemu.process import QemuProcess
 from iolane.engines.qemu.provision import Qemu, obtain_qemu
-from iolane.engines.qemu.qmp import Qmp, QmpLost
-from iolane.engines.qemu.slots import DeadServer, Slots
+from iolane.engines.qemu.qmp import Qmp, QmpLostError
+from iolane.engines.qemu.slots import DeadServer, Slots, check_listening
 from iolane.errors import IolaneError
 
 LOGS_KEPT = 20
@@ -89,11 +88,7 @@ class QemuMachine:
         self.config = config or MachineConfig()
         self._cache = cache or Cache()
         self._lock = threading.RLock()
-        self._process: QemuProcess | None = None
-        self._qmp: Qmp | None = None
-        self._console: Console | None = None
-        self._agent: GuestAgent | None = None
-        self._agent_port: socket.socket | None = None
+        self._now: Running | None = None
         self._slots: Slots | None = None
         self.accelerator_reason = ""
         self.boot_seconds = 0.0
@@ -113,7 +108,7 @@ class QemuMachine:
 
     def start(self) -> None:
         """Starts the machine and waits for its agent. On any failure everything is cleaned up again."""
-        if self._process is not None:
+        if self._now is not None:
             raise IolaneError(f"machine {self.config.name} is started already")
         try:
             self._launch()
@@ -125,32 +120,19 @@ class QemuMachine:
 
     def stop(self) -> None:
         """Ends the machine at once and frees all it held. Harmless when repeated."""
-        with self._lock:
-            process, self._process = self._process, None
-            qmp, self._qmp = self._qmp, None
-            console, self._console = self._console, None
-            port, self._agent_port = self._agent_port, None
-            self._agent = None
-        if process is not None and qmp is not None and process.running:
-            with contextlib.suppress(IolaneError):
-                qmp.execute("quit", timeout=2.0)
-                process.wait(2.0)
-        if process is not None:
-            process.kill()
-        if qmp is not None:
-            qmp.close()
-        if console is not None:
-            console.close()
-        if port is not None:
-            port.close()
+        running, self._now = self._now, None
+        self._slots = None
+        if running is not None:
+            running.close()
 
     def powerdown(self, timeout: float = 30.0) -> None:
-        """Has the guest power itself off and waits for the end: by its agent, else by the ACPI power button."""
-        if self._agent is not None:
-            self._agent.power(reboot=False)
+        """Has the guest power itself off (by its agent, else the ACPI power button) and waits for the end."""
+        agent = self._running().agent
+        if agent is not None:
+            agent.power(reboot=False)
         else:
             self.qmp.execute("system_powerdown")
-        if self._running_process().wait(timeout) is None:
+        if self._running().process.wait(timeout) is None:
             raise self._failure(f"the guest did not power off within {timeout:g} s")
         self.stop()
 
@@ -172,7 +154,7 @@ class QemuMachine:
         started = time.monotonic()
         try:
             self._guest_agent().wait_hello(limit)
-        except AgentLost:
+        except AgentLostError:
             raise self._failure("the machine ended while it booted") from None
         except AgentError:
             raise self._failure(f"the guest did not come up within {limit:g} s") from None
@@ -184,17 +166,17 @@ class QemuMachine:
 
     def wait_end(self, timeout: float | None = None) -> bool:
         """Waits until the machine has ended by itself; False when it has not in time."""
-        return self._running_process().wait(timeout if timeout is not None else 1e9) is not None
+        return self._running().process.wait(timeout if timeout is not None else 1e9) is not None
 
     @property
     def running(self) -> bool:
         """Whether QEMU runs."""
-        return self._process is not None and self._process.running
+        return self._now is not None and self._now.process.running
 
     @property
     def pid(self) -> int:
         """QEMU's process id."""
-        return self._running_process().pid
+        return self._running().process.pid
 
     # -- the guest ----------------------------------------------------------------------------------------
 
@@ -231,16 +213,12 @@ class QemuMachine:
     @property
     def console(self) -> Console:
         """The guest's console."""
-        if self._console is None:
-            raise IolaneError(f"machine {self.config.name} is not running", remedy="start it first")
-        return self._console
+        return self._running().console
 
     @property
     def qmp(self) -> Qmp:
         """QEMU's control connection."""
-        if self._qmp is None:
-            raise IolaneError(f"machine {self.config.name} is not running", remedy="start it first")
-        return self._qmp
+        return self._running().qmp
 
     # -- devices ------------------------------------------------------------------------------------------
 
@@ -257,7 +235,9 @@ class QemuMachine:
     def migrate(self, destination: str) -> None:
         """Refused while there are vfio-user devices: QEMU would drop their state without a word."""
         self._slots_now().refuse_migration()
-        raise IolaneError("migration is not implemented by the engine qemu", remedy="shut down and start anew")
+        raise IolaneError(
+            "migration is not implemented by the engine qemu", remedy="shut down and start anew"
+        )
 
     def dead_servers(self) -> list[DeadServer]:
         """The devices whose server has gone."""
@@ -278,44 +258,31 @@ class QemuMachine:
         if initrd is None and kernel is not None:
             initrd = build_initramfs(kernel, config.content, self._cache)
         for device in config.devices:
-            _check_listening(device)
-        with contextlib.ExitStack() as ours:
-            pairs = {name: _pair(ours) for name in ("qmp", "console", "agent")}
-            hardware = Hardware(
-                name=config.name,
-                accelerator=accelerator,
-                qmp_fd=pairs["qmp"][1].fileno(),
-                console_fd=pairs["console"][1].fileno(),
-                agent_fd=pairs["agent"][1].fileno() if config.has_agent else None,
-                memory_mib=config.memory_mib,
-                cpus=config.cpus,
-                cpu_model=config.cpu_model,
-                iommu=config.iommu,
-                ports=config.ports,
-                devices=config.devices,
-                kernel=kernel.image if kernel else None,
-                initrd=initrd,
-                append=[*(["iolane.shell"] if config.shell else []), *config.append.split()],
-                quick=config.quick,
-                paused=config.paused,
-                reboot_stops=config.reboot_stops,
-                extra=config.extra_arguments,
-            )
-            arguments = [*qemu.command, *command_line(hardware)]
-            self._qmp = Qmp(config.name)
-            fds = [pair[1].fileno() for pair in pairs.values()]
-            self._process = self._qmp.in_thread(
-                lambda: QemuProcess(arguments, qemu.environment, fds, self._on_message)
-            )
-            self._console = Console(pairs["console"][0].dup(), self._log_path())
-            self._agent_port = pairs["agent"][0].dup()
-            self._agent = GuestAgent(self._agent_port) if config.has_agent else None
-            control = pairs["qmp"][0].dup()
+            check_listening(device)
+        hardware = Hardware(
+            name=config.name,
+            accelerator=accelerator,
+            memory_mib=config.memory_mib,
+            cpus=config.cpus,
+            cpu_model=config.cpu_model,
+            iommu=config.iommu,
+            ports=config.ports,
+            devices=config.devices,
+            kernel=kernel.image if kernel else None,
+            initrd=initrd,
+            append=[*(["iolane.shell"] if config.shell else []), *config.append.split()],
+            quick=config.quick,
+            paused=config.paused,
+            reboot_stops=config.reboot_stops,
+            extra=config.extra_arguments,
+        )
+        now = Running(qemu, hardware, self._log_path(), self._on_message, agent=config.has_agent)
+        self._now = now
         try:
-            self._qmp.connect(control)
-        except QmpLost:
+            now.connect()
+        except QmpLostError:
             raise self._failure("QEMU did not start") from None
-        self._slots = Slots(self._qmp, self._process.pid, config.ports, config.devices)
+        self._slots = Slots(now.qmp, now.process.pid, config.ports, config.devices)
 
     def _kernel(self) -> GuestKernel | None:
         kernel = self.config.kernel
@@ -341,23 +308,23 @@ class QemuMachine:
             if self.on_dead_server is not None:
                 self.on_dead_server(dead)
 
-    def _running_process(self) -> QemuProcess:
-        if self._process is None:
+    def _running(self) -> Running:
+        if self._now is None:
             raise IolaneError(f"machine {self.config.name} is not running", remedy="start it first")
-        return self._process
+        return self._now
 
     def _slots_now(self) -> Slots:
-        self._running_process()
+        self._running()
         assert self._slots is not None
         return self._slots
 
     def _guest_agent(self) -> GuestAgent:
-        self._running_process()
-        if self._agent is None:
+        agent = self._running().agent
+        if agent is None:
             raise IolaneError(
                 "this machine has no guest agent", remedy="let iolane make the initramfs, or use the console"
             )
-        return self._agent
+        return agent
 
     @contextlib.contextmanager
     def _agent_errors(self) -> Iterator[None]:
@@ -368,32 +335,18 @@ class QemuMachine:
 
     def _failure(self, what: str) -> MachineError:
         """An error that holds what is known: QEMU's own words, dead servers, the end of the console."""
+        now = self._now
+        if now is None:
+            return MachineError(what)
         parts = [what]
-        if self._process is not None:
-            if not self._process.running:
-                parts.append(self._process.ending())
-            if messages := self._process.messages():
-                parts.append(f"QEMU said: {messages[-1500:]}")
-        if self._slots is not None and self.running:
+        if not now.process.running:
+            parts.append(now.process.ending())
+        if messages := now.process.messages():
+            parts.append(f"QEMU said: {messages[-1500:]}")
+        if self._slots is not None and now.process.running:
             parts += [str(dead) for dead in self._slots.dead_servers()]
-        if self._console is None:
-            return MachineError("; ".join(parts))
-        tail = self._console.tail()
+        tail = now.console.tail()
         last = " | ".join(tail.splitlines()[-8:])
         parts.append(f"the console ended with: {last}" if tail else "the console is empty")
-        remedy = f"the whole console is in {self._console.log}"
+        remedy = f"the whole console is in {now.console.log}"
         return MachineError("; ".join(parts), remedy=remedy, console=tail)
-
-
-def _pair(stack: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
-    ours, qemus = socket.socketpair()
-    stack.callback(ours.close)
-    stack.callback(qemus.close)
-    return ours, qemus
-
-
-def _check_listening(device: VfioUserDevice) -> None:
-    if not device.socket.is_socket():
-        raise IolaneError(
-            f"nobody listens at {device.socket} for device {device.id}", remedy="start its server first"
-        )

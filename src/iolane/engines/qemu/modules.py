@@ -24,7 +24,9 @@ def module_bytes(file: Path) -> bytes:
     if file.suffix == ".xz":
         return lzma.decompress(data)
     if file.suffix in (".zst", ".gz"):
-        raise IolaneError(f"{file} is compressed in a way iolane does not read", remedy="use .ko or .ko.xz modules")
+        raise IolaneError(
+            f"{file} is compressed in a way iolane does not read", remedy="use .ko or .ko.xz modules"
+        )
     return data
 
 
@@ -100,7 +102,7 @@ class ModuleTree:
         return file.read_text().splitlines() if file.is_file() else []
 
     def in_order(self, names: Iterable[str], extra: Iterable[Path] = ()) -> list[Path]:
-        """The files to load for `names` and the out-of-tree modules `extra`, dependencies first, each once."""
+        """The files to load for `names` and the out-of-tree `extra`, dependencies first, each once."""
         ordered: list[Path] = []
         done: set[str] = set()
         for name in names:
@@ -147,4 +149,6 @@ def _declared(file: Path) -> list[str]:
 
 
 def _depends(info: Iterable[tuple[str, str]]) -> list[str]:
-    return [module_name(name) for key, value in info if key == "depends" for name in re.split(",", value) if name]
+    return [
+        module_name(name) for key, value in info if key == "depends" for name in re.split(",", value) if name
+    ]

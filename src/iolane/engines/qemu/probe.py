@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import replace
+import time
 from pathlib import Path
 
 import msgspec
 
 from iolane.engines.qemu.cache import Cache
-from iolane.engines.qemu.command_line import Accelerator
+from iolane.engines.qemu.command_line import Accelerator, Hardware
+from iolane.engines.qemu.initramfs import InitramfsContent, build_initramfs
+from iolane.engines.qemu.kernel import Flavour, debian_kernel
+from iolane.engines.qemu.launch import Running
 from iolane.engines.qemu.provision import Qemu
 from iolane.errors import IolaneError
 
@@ -27,7 +30,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def choose_accelerator(qemu: Qemu, cache: Cache, device: Path = Path("/dev/kvm")) -> tuple[Accelerator, str]:
-    """KVM if a Linux kernel comes up with it, else TCG; and why. A trial is made once per boot of this host."""
+    """KVM if Linux comes up with it, else TCG; and why. A trial is made once per boot of this host."""
     if not device.exists():
         return Accelerator.TCG, f"there is no {device}"
     if not os.access(device, os.R_OK | os.W_OK):
@@ -63,19 +66,32 @@ def has_extensions(cpuinfo: str) -> bool:
 
 
 def _try_kvm(qemu: Qemu, cache: Cache) -> Verdict:
-    from iolane.engines.qemu.machine import MachineConfig, QemuMachine
-
     real = has_extensions(Path("/proc/cpuinfo").read_text())
     seconds = TRY_SECONDS if real else TRY_SECONDS_WITHOUT_EXTENSIONS
     cache.report(f"trying whether KVM runs Linux here (up to {seconds:g} s, once)")
-    config = MachineConfig(
-        name="kvm-trial", memory_mib=256, ports=0, accelerator=Accelerator.KVM, boot_timeout=seconds, qemu=qemu
+    kernel = debian_kernel(Flavour.CLOUD, cache)
+    hardware = Hardware(
+        name="kvm-trial",
+        accelerator=Accelerator.KVM,
+        memory_mib=256,
+        ports=0,
+        kernel=kernel.image,
+        initrd=build_initramfs(kernel, InitramfsContent(), cache),
     )
-    machine = QemuMachine(replace(config), cache)
+    log = cache.root / "probe" / "console.log"
+    running = Running(qemu, hardware, log, lambda line: None, agent=True)
+    started = time.monotonic()
     try:
-        with machine:
-            return Verdict(Accelerator.KVM, f"a Linux guest was up in {machine.boot_seconds:.1f} s")
+        running.connect()
+        assert running.agent is not None
+        running.agent.wait_hello(seconds)
+        return Verdict(Accelerator.KVM, f"a Linux guest was up in {time.monotonic() - started:.1f} s")
     except IolaneError as error:
-        why = error.message.split(";")[0]
-        emulated = "" if real else ", and the processor offers neither VT-x nor SVM"
-        return Verdict(Accelerator.TCG, f"KVM does not run Linux here: {why}{emulated}")
+        said = "; ".join(running.process.messages().splitlines()[-2:])
+        shown = running.console.tail(1)
+        details = [error.message, said, f"console: {shown}" if shown else "nothing on the console"]
+        if not real:
+            details.append("the processor offers neither VT-x nor SVM")
+        return Verdict(Accelerator.TCG, f"KVM does not run Linux here: {'; '.join(d for d in details if d)}")
+    finally:
+        running.close()

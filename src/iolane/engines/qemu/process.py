@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 
 from iolane.errors import IolaneError
 
+_DEPRECATION = " is deprecated, use "
+
 
 class QemuProcess:
     """Start it in a thread that lives as long as the machine: it dies with that thread (PR_SET_PDEATHSIG)."""
@@ -82,6 +84,8 @@ class QemuProcess:
         assert self._process.stdout is not None
         for raw in self._process.stdout:
             line = raw.decode(errors="replace").rstrip()
+            if _DEPRECATION in line:
+                continue  # newer spellings are unknown to QEMU 10.1
             self._lines.append(line)
             self._on_line(line)
 

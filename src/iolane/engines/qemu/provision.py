@@ -16,7 +16,10 @@ from iolane.errors import IolaneError
 
 QEMU_VARIABLE = "IOLANE_QEMU"
 SUITES = Suites(
-    "trixie-backports", ("trixie", "trixie-updates", "trixie-backports"), ("trixie-security",), "trixie-backports"
+    "trixie-backports",
+    ("trixie", "trixie-updates", "trixie-backports"),
+    ("trixie-security",),
+    "trixie-backports",
 )
 TREE = "qemu/trixie-backports"
 REMEDY = f"install qemu-system-x86 >= 10.1, or set {QEMU_VARIABLE} to such a qemu-system-x86_64"
@@ -32,7 +35,9 @@ class Qemu:
     environment: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def examine(cls, command: tuple[str, ...], origin: str, environment: dict[str, str] | None = None) -> Qemu:
+    def examine(
+        cls, command: tuple[str, ...], origin: str, environment: dict[str, str] | None = None
+    ) -> Qemu:
         """Asks the binary for its version and for the device vfio-user-pci; raises when it has none."""
         environment = environment or {}
         version = re.search(r"version (\d+(?:\.\d+)+)", _output(command, ["--version"], environment))

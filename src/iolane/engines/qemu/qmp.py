@@ -27,7 +27,7 @@ class QmpError(IolaneError):
     """QEMU refused a command."""
 
 
-class QmpLost(IolaneError):
+class QmpLostError(IolaneError):
     """The connection to QEMU is gone."""
 
 
@@ -63,17 +63,17 @@ class Qmp:
         """`listener` gets every event, in the loop thread; it must not wait and not call back."""
         self._listeners.append(listener)
 
-    def execute(self, command: str, timeout: float = 30.0, **arguments: object) -> Any:
+    def execute(self, command: str, timeout: float = 30.0, /, **arguments: object) -> Any:
         """Runs a command and returns what it returns."""
         client = self._client
         if client is None or self._lost:
-            raise QmpLost("QEMU is gone")
+            raise QmpLostError("QEMU is gone")
         try:
             return self._wait(client.execute(command, arguments or None), timeout)
         except ExecuteError as error:
             raise QmpError(f"QEMU refuses {command}: {error}") from error
         except QMPError as error:
-            raise QmpLost(f"QEMU is gone ({command} was not answered)") from error
+            raise QmpLostError(f"QEMU is gone ({command} was not answered)") from error
 
     def mark(self) -> int:
         """A point in the stream of events, for `wait_event`."""
@@ -81,7 +81,11 @@ class Qmp:
             return self._count
 
     def wait_event(
-        self, names: set[str], since: int, timeout: float, accept: Callable[[Event], bool] = lambda event: True
+        self,
+        names: set[str],
+        since: int,
+        timeout: float,
+        accept: Callable[[Event], bool] = lambda event: True,
     ) -> Event | None:
         """The first event of `names` after `since` that `accept` accepts, or None when time is up."""
         deadline = time.monotonic() + timeout
@@ -91,7 +95,7 @@ class Qmp:
                     if number >= since and event["event"] in names and accept(event):
                         return event
                 if self._lost:
-                    raise QmpLost(f"QEMU is gone while waiting for {', '.join(sorted(names))}")
+                    raise QmpLostError(f"QEMU is gone while waiting for {', '.join(sorted(names))}")
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return None
@@ -120,7 +124,7 @@ class Qmp:
             return future.result(timeout)
         except TimeoutError:
             future.cancel()
-            raise QmpLost(f"QEMU did not answer within {timeout:g} s") from None
+            raise QmpLostError(f"QEMU did not answer within {timeout:g} s") from None
 
     async def _connect(self, connection: socket.socket) -> None:
         client = QMPClient(self._name)
@@ -128,7 +132,7 @@ class Qmp:
         try:
             await client.connect(connection)
         except (QMPError, OSError, EOFError) as error:
-            raise QmpLost("QEMU ended before it answered") from error
+            raise QmpLostError("QEMU ended before it answered") from error
         self._client = client
         self._reader = asyncio.create_task(self._read(client))
 

@@ -61,12 +61,9 @@ class Slots:
             if port is None or port in taken:
                 what = "all root ports are taken" if port is None else f"root port {port} is taken"
                 raise IolaneError(what, remedy="unplug a device, or start the machine with more `ports`")
-            if not device.socket.is_socket():
-                raise IolaneError(
-                    f"nobody listens at {device.socket} for device {device.id}", remedy="start its server first"
-                )
+            check_listening(device)
             try:
-                self._qmp.execute("device_add", **device.properties(port))
+                self._qmp.execute("device_add", 30.0, **device.properties(port))
             except QmpError as error:
                 raise IolaneError(
                     f"device {device.id} cannot be plugged in: {error.message}",
@@ -80,13 +77,14 @@ class Slots:
         with self._lock:
             if identity not in self._plugged:
                 raise IolaneError(
-                    f"no device {identity} is plugged in", remedy=f"there are: {', '.join(self._plugged) or 'none'}"
+                    f"no device {identity} is plugged in",
+                    remedy=f"there are: {', '.join(self._plugged) or 'none'}",
                 )
             if self.has_msix(identity):
                 raise IolaneError(
-                    f"unplugging {identity} is refused: it presents MSI-X, and QEMU aborts the whole machine when a "
+                    f"unplugging {identity} is refused: it presents MSI-X, and QEMU aborts the machine when a "
                     "vfio-user device with MSI-X is removed",
-                    remedy=f"present {identity} with presentation=msi to be able to unplug it, or shut the guest down",
+                    remedy=f"present {identity} with presentation=msi to unplug it, or shut the guest down",
                 )
             mark = self._qmp.mark()
             try:
@@ -103,10 +101,12 @@ class Slots:
             if event is None:
                 raise IolaneError(
                     f"the guest did not let go of {identity} within {timeout:g} s",
-                    remedy="is the guest up, and its driver not holding on to the device? unplug again to go on waiting",
+                    remedy="is the guest up, and does its driver let go? unplug again to go on waiting",
                 )
             if event["event"] == "DEVICE_UNPLUG_GUEST_ERROR":
-                raise IolaneError(f"the guest refuses to let go of {identity}", remedy="stop using it in the guest")
+                raise IolaneError(
+                    f"the guest refuses to let go of {identity}", remedy="stop using it in the guest"
+                )
             del self._plugged[identity]
 
     def has_msix(self, identity: str) -> bool:
@@ -120,7 +120,7 @@ class Slots:
         if self._plugged:
             raise IolaneError(
                 f"migrating is refused: QEMU would silently drop the state of {', '.join(self._plugged)}",
-                remedy="unplug the vfio-user devices first, or shut the guest down and start it on the other side",
+                remedy="unplug these devices first, or shut the guest down and start it on the other side",
             )
 
     # -- device servers -----------------------------------------------------------------------------------
@@ -140,6 +140,14 @@ class Slots:
         """The devices whose connection has been closed by the other end."""
         alive = connected_peers(self._pid)
         return [DeadServer(device) for device in self.plugged if str(device.socket.absolute()) not in alive]
+
+
+def check_listening(device: VfioUserDevice) -> None:
+    """Refuses a device whose server is not there; QEMU connects once, when the device is made."""
+    if not device.socket.is_socket():
+        raise IolaneError(
+            f"nobody listens at {device.socket} for device {device.id}", remedy="start its server first"
+        )
 
 
 def connected_peers(pid: int) -> set[str]:
@@ -172,7 +180,9 @@ def _live_peer(pidfd: int, fd: int) -> str:
             return ""
         poll = select.poll()
         poll.register(connection, select.POLLRDHUP)
-        hung_up = any(events & (select.POLLHUP | select.POLLRDHUP | select.POLLERR) for _, events in poll.poll(0))
+        hung_up = any(
+            events & (select.POLLHUP | select.POLLRDHUP | select.POLLERR) for _, events in poll.poll(0)
+        )
     return os.path.abspath(peer) if isinstance(peer, str) and peer and not hung_up else ""
 
 

@@ -124,7 +124,7 @@ def debian_archive(
     if override is None and not main:
         raise IolaneError(
             "no Debian archive among this machine's apt sources",
-            remedy=f"set {ARCHIVE_VARIABLE} to the address of a Debian archive, or IOLANE_QEMU to a QEMU >= 10.1",
+            remedy=f"set {ARCHIVE_VARIABLE} to the address of one, or IOLANE_QEMU to a QEMU >= 10.1",
         )
     return DebianArchive(override or main[0], security[0] if security else None, codename, keyring)
 
