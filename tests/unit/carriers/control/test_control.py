@@ -73,24 +73,24 @@ class Fake:
         self.resets.append(kind)
 
 
-@pytest.fixture()
+@pytest.fixture
 def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     return tmp_path / "iolane"
 
 
-@pytest.fixture()
+@pytest.fixture
 def fake() -> Fake:
     return Fake()
 
 
-@pytest.fixture()
+@pytest.fixture
 def server(runtime: Path, fake: Fake) -> Iterator[ControlServer]:
     with ControlServer([fake, Fake("nvme0")], command="iolane serve adder") as running:
         yield running
 
 
-@pytest.fixture()
+@pytest.fixture
 def path(server: ControlServer) -> Path:
     assert server.path is not None
     return server.path
@@ -155,9 +155,8 @@ def test_a_reader_that_does_not_read_loses_events_but_holds_nobody_up(path: Path
         assert fake.sink is not None
         for number in range(20 * EVENT_LIMIT):  # the device is never held up: this returns
             fake.sink(f"{number:0100d}")
-        received = lost = 0
-        for event in client.events():
-            received += 1
+        lost = 0
+        for received, event in enumerate(client.events(), 1):
             lost += event.lost
             if received + lost == 20 * EVENT_LIMIT:
                 break

@@ -1,0 +1,50 @@
+"""The grammar: every verb in one typer application. Verb modules import nothing heavy until they run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from iolane._version import __version__
+from iolane.cli import bench, demo, devices, doctor, reset, run, serve, trace
+
+app = typer.Typer(
+    name="iolane",
+    help="I/O virtualization in Python: devices as classes, for guests on several engines.",
+    epilog="First steps: `iolane doctor`, then `iolane demo`, then `iolane run --device FILE.py:CLASS`.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"iolane {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", "-V", is_eager=True, callback=_print_version, help="Print the version."),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where in the program an error came from.")
+    ] = False,
+) -> None:
+    """Options of iolane itself; they come before the verb."""
+
+
+# A guest's command has options of its own: iolane's end at the first word that isn't one.
+app.command("run", context_settings={"allow_interspersed_args": False})(run.run)
+app.command("serve")(serve.serve)
+app.command("devices")(devices.devices)
+app.command("trace")(trace.trace)
+app.command("reset")(reset.reset)
+app.command("doctor")(doctor.doctor)
+app.command("demo")(demo.demo)
+app.add_typer(bench.app, name="bench")

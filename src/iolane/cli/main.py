@@ -1,0 +1,115 @@
+"""`iolane`: the verbs gathered, and one place where errors, Ctrl-C and signals become exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+
+from iolane._version import __version__
+from iolane.errors import IolaneError
+
+FAILED, USAGE = 1, 2
+SIGNALLED = 128
+"""A process that a signal ends has 128 + its number as exit code, as in a shell."""
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP came: unwinds through every context manager, so that nothing is left behind."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script: runs one verb and exits with its code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given in (["--version"], ["-V"]):
+        print(f"iolane {__version__}")
+        return
+    _install_signal_handlers()
+    debug = (
+        bool(os.environ.get("IOLANE_DEBUG"))
+        or "--debug" in given[: given.index("--") if "--" in given else None]
+    )
+    try:
+        code = _dispatch(given)
+        sys.stdout.flush()
+    except BaseException as error:
+        if debug and not isinstance(error, SystemExit | KeyboardInterrupt | Terminated):
+            traceback.print_exc()
+        code = _exit_code(error, debug)
+    sys.exit(code)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    from iolane.cli.app import app
+
+    return app(args=arguments, prog_name="iolane", standalone_mode=False) or 0
+
+
+def _exit_code(error: BaseException, debug: bool) -> int:
+    """Say in one line what went wrong; the exit code that goes with it."""
+    match error:
+        case SystemExit():
+            return error.code if isinstance(error.code, int) else FAILED
+        case IolaneError():
+            _say(str(error))
+            return FAILED
+        case KeyboardInterrupt():
+            return SIGNALLED + signal.SIGINT
+        case Terminated():
+            return SIGNALLED + error.number
+        case BrokenPipeError():
+            _discard_stdout()
+            return SIGNALLED + signal.SIGPIPE
+        case OSError():
+            _say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+            return FAILED
+    if hasattr(error, "format_message"):  # a usage error of the command line parser
+        return _usage_error(error)
+    if type(error).__name__ == "Abort":
+        return SIGNALLED + signal.SIGINT
+    hint = "" if debug else " (this is a defect of iolane; --debug shows where)"
+    _say(f"{type(error).__name__}: {error}{hint}")
+    return FAILED
+
+
+def _usage_error(error: BaseException) -> int:
+    context = getattr(error, "ctx", None)
+    text = " ".join(str(error.format_message()).split()).rstrip(".")  # type: ignore[attr-defined]
+    if not text and context is not None:  # no verb given: its message is the help itself
+        return USAGE
+    where = context.command_path if context is not None else "iolane"
+    _say(f"{text[:1].lower()}{text[1:]} (see {where} --help)")
+    return int(getattr(error, "exit_code", USAGE))
+
+
+def _say(line: str) -> None:
+    print(f"iolane: {' '.join(line.split())}", file=sys.stderr)
+
+
+def _discard_stdout() -> None:
+    """Nobody reads any more: keep the interpreter from complaining when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _install_signal_handlers() -> None:
+    """The first signal unwinds; later ones wait until the clean-up is done."""
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, _patience)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Terminated(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, unwind)
+
+
+def _patience(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"iolane: cleaning up, one moment\n")

@@ -1,0 +1,147 @@
+"""`iolane run`: a guest with devices, its console or one command in it."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from iolane.cli.output import Json, print_json, progress
+
+if TYPE_CHECKING:
+    from iolane.carriers.control import DeviceReport
+
+SIZES = {"M": 1, "G": 1024}
+
+
+class Accel(StrEnum):
+    """What runs the guest's instructions."""
+
+    AUTO = "auto"
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+def memory_mib(text: str) -> int:
+    """`512M`, `2G`, or a number of MiB."""
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in SIZES else (text, "M")
+    if not number.isdecimal() or not 64 <= int(number) * SIZES[unit] <= 1 << 20:
+        raise typer.BadParameter(f"'{text}' is not a size from 64M to 1024G, e.g. 512M or 2G")
+    return int(number) * SIZES[unit]
+
+
+def run(
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[-- COMMAND...]",
+            help="A command for the guest; without it, its console.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device", metavar="DEVICE", help="NAME[,key=value...] or FILE.py:CLASS[,...]; may be repeated."
+        ),
+    ] = None,
+    kernel: Annotated[
+        str,
+        typer.Option(
+            "--kernel", metavar="KERNEL", help="cloud or generic (Debian's), or a kernel image of your own."
+        ),
+    ] = "cloud",
+    initrd: Annotated[
+        Path | None, typer.Option("--initrd", metavar="FILE", help="An initrd of your own.")
+    ] = None,
+    append: Annotated[str, typer.Option("--append", metavar="WORDS", help="More kernel parameters.")] = "",
+    module: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--module", metavar="MODULE", help="Load a kernel module: a name, a .ko, or a .c to build."
+        ),
+    ] = None,
+    kernel_modules: Annotated[
+        Path | None,
+        typer.Option("--kernel-modules", metavar="DIR", help="lib/modules/RELEASE of your own kernel."),
+    ] = None,
+    boot: Annotated[
+        str | None,
+        typer.Option("--boot", metavar="ID", help="Boot the system on this device instead of a kernel."),
+    ] = None,
+    memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="The guest's memory.")] = "512M",
+    cpus: Annotated[int, typer.Option("--cpus", min=1, max=255, help="The guest's processors.")] = 1,
+    iommu: Annotated[bool, typer.Option("--iommu", help="Put an Intel IOMMU before the devices.")] = False,
+    accel: Annotated[
+        Accel, typer.Option("--accel", help="auto: KVM where it runs Linux, else TCG.")
+    ] = Accel.AUTO,
+    timeout: Annotated[
+        float | None,
+        typer.Option("--timeout", min=0.1, metavar="SECONDS", help="End the command after this long."),
+    ] = None,
+    trace: Annotated[
+        str | None,
+        typer.Option("--trace", metavar="LEVEL[,GLOB]", help="Trace the devices' registers to stderr."),
+    ] = None,
+    console_log: Annotated[
+        Path | None, typer.Option("--console-log", metavar="FILE", help="Keep what the console shows here.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing about progress.")] = False,
+    json: Json = False,
+) -> int:
+    """Run a guest with iolane devices.
+
+    With a command, its output and exit code are those of `iolane run` (124 when --timeout ended it). One word
+    is a line for the guest's shell, several are a command with its arguments. Without a command the terminal is
+    the guest's console; Ctrl-] ends it.
+
+    Examples: `iolane run --device examples/adder.py:Adder`;
+    `iolane run --device nvme,image=disk.raw -- lsblk`;
+    `iolane run --device nvme,image=disk.raw --json -- 'md5sum < /dev/nvme0n1'`;
+    `iolane run --device nvme,image=debian.raw,id=root --boot root --memory 2G`.
+    """
+    from iolane.engines.qemu.command_line import Accelerator
+    from iolane.operations.run import UNLIMITED, RunRequest, run_command, run_console
+    from iolane.operations.tracing import parse_trace
+
+    request = RunRequest(
+        devices=device or [],
+        command=command or [],
+        kernel=kernel,
+        kernel_modules=kernel_modules,
+        initrd=initrd,
+        append=append,
+        modules=module or [],
+        boot=boot,
+        memory_mib=memory_mib(memory),
+        cpus=cpus,
+        iommu=iommu,
+        accelerator=None if accel is Accel.AUTO else Accelerator(accel.value),
+        timeout=UNLIMITED if timeout is None else timeout,
+        console_log=console_log,
+        trace=parse_trace(trace) if trace else None,
+    )
+    report = (lambda line: None) if quiet else progress
+    if not command:
+        devices = run_console(request, report)
+        print_json({"devices": devices}) if json else _notes(devices)
+        return 0
+    result = run_command(request, report, stream=not json)
+    if json:
+        print_json(result)
+    else:
+        _notes(result.devices)
+    return result.exit_code
+
+
+def _notes(devices: list[DeviceReport]) -> None:
+    """What a device's author should know, once the guest has ended."""
+    sys.stdout.flush()
+    for device in devices:
+        if device.unmodelled:
+            progress(f"{device.name} does not model what the guest touched: {', '.join(device.unmodelled)}")
+        for fault in device.faults:
+            progress(f"{device.name}: {fault}")

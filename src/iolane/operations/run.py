@@ -1,0 +1,205 @@
+"""Running a guest with devices: its command's output and exit code, or its console."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from iolane.carriers.control import DeviceReport
+from iolane.devices.specification import parse
+from iolane.engines.qemu.agent import Type
+from iolane.engines.qemu.cache import Cache, Report
+from iolane.engines.qemu.command_line import Accelerator, VfioUserDevice
+from iolane.engines.qemu.initramfs import InitramfsContent
+from iolane.engines.qemu.kernel import Flavour, GuestKernel, build_module, debian_kernel, own_kernel
+from iolane.engines.qemu.machine import MachineConfig, QemuMachine
+from iolane.errors import IolaneError
+from iolane.operations.serving import DeviceServers
+from iolane.operations.terminal import ESCAPE_NAME, interact, require_terminal
+from iolane.operations.tracing import TraceRequest
+
+UNLIMITED = 30 * 86400.0
+"""Seconds: the longest a command in the guest may take when no limit is given."""
+TIMED_OUT = 124
+"""Exit code of a command that ran out of time, as timeout(1) has it."""
+SYNC_LIMIT = 30.0
+STOCK_DRIVERS = {"nvme": "nvme"}
+"""Modules that devices of these names need where the kernel does not hold them."""
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What the user wants to run."""
+
+    devices: Sequence[str] = ()
+    command: Sequence[str] = ()
+    kernel: str = Flavour.CLOUD
+    """A Debian flavour or the path of an image."""
+    initrd: Path | None = None
+    append: str = ""
+    memory_mib: int = 512
+    cpus: int = 1
+    boot: str | None = None
+    """The id of the device that the firmware boots from, instead of a kernel."""
+    modules: Sequence[str] = ()
+    """Kernel modules for the guest: names, .ko files, or .c files to build."""
+    kernel_modules: Path | None = None
+    """The folder lib/modules/RELEASE of an own kernel."""
+    iommu: bool = False
+    accelerator: Accelerator | None = None
+    timeout: float = UNLIMITED
+    console_log: Path | None = None
+    trace: TraceRequest | None = None
+
+
+class RunResult(msgspec.Struct, frozen=True, kw_only=True):
+    """How a command in the guest went, and what the devices counted meanwhile."""
+
+    command: str
+    exit_code: int
+    output: str
+    seconds: float
+    timed_out: bool
+    boot_seconds: float
+    accelerator: str
+    devices: list[DeviceReport]
+
+
+def command_text(words: Sequence[str]) -> str:
+    """One word is a line for the guest's shell; several are a command and its arguments, taken literally."""
+    return words[0] if len(words) == 1 else shlex.join(words)
+
+
+def run_command(request: RunRequest, report: Report, *, stream: bool) -> RunResult:
+    """Boot, run the command, end the machine. With `stream` its output goes straight to ours."""
+    text = command_text(request.command)
+    with machine_with_devices(request, report) as (machine, servers):
+        result = machine.run(text, timeout=request.timeout, on_output=_pass_on if stream else None)
+        with contextlib.suppress(IolaneError):
+            machine.run("sync", timeout=SYNC_LIMIT)  # what the command wrote to a disk is on it
+        return RunResult(
+            command=text,
+            exit_code=TIMED_OUT if result.timed_out else result.exit_code,
+            output=result.output,
+            seconds=result.seconds,
+            timed_out=result.timed_out,
+            boot_seconds=machine.boot_seconds,
+            accelerator=machine.accelerator_reason,
+            devices=servers.reports(),
+        )
+
+
+def run_console(request: RunRequest, report: Report) -> list[DeviceReport]:
+    """Boot with the terminal as the console, until the escape key or the machine's end."""
+    require_terminal()
+    with machine_with_devices(request, report, interactive=True) as (machine, servers):
+        report(f"the guest's console; {ESCAPE_NAME} ends the machine")
+        escaped = interact(machine.console, machine.wait_end)
+        print("\r")
+        report("ended" if escaped else "the machine ended by itself")
+        return servers.reports()
+
+
+@contextlib.contextmanager
+def machine_with_devices(
+    request: RunRequest, report: Report, *, interactive: bool = False
+) -> Iterator[tuple[QemuMachine, DeviceServers]]:
+    """A started machine with its devices; everything is gone when it is left."""
+    check(request)
+    cache = Cache(report=report)
+    with DeviceServers(request.devices, trace=request.trace) as servers:
+        names = [endpoint.name for endpoint in servers.endpoints]
+        if request.boot is not None and request.boot not in names:
+            raise IolaneError(
+                f"there is no device '{request.boot}' to boot from",
+                remedy=f"there are: {', '.join(names) or 'none'}",
+            )
+        machine = QemuMachine(_config(request, servers, cache, interactive), cache)
+        machine.on_dead_server = lambda dead: report(str(dead))
+        report(f"booting with {', '.join(names) or 'no device'}")
+        with machine:
+            report(f"up after {machine.boot_seconds:.1f} s ({machine.accelerator_reason})")
+            yield machine, servers
+
+
+def check(request: RunRequest) -> None:
+    """Refuse at once what can't work, before anything is fetched or started."""
+    own_system = request.boot is not None or request.initrd is not None
+    if request.command and own_system:
+        raise IolaneError(
+            "a command in the guest needs iolane's own initrd, which holds the agent that runs it",
+            remedy="leave out the command and use the console, or leave out --boot and --initrd",
+        )
+    if request.boot is not None and (request.initrd or request.append or request.modules):
+        raise IolaneError("the system on a disk brings its own kernel, initrd, parameters and modules")
+    if request.initrd is not None and not request.initrd.is_file():
+        raise IolaneError(f"{request.initrd}: no such file")
+    if _is_path(request.kernel) and not Path(request.kernel).is_file():
+        raise IolaneError(f"{request.kernel}: no such kernel", remedy="a path, or one of cloud, generic")
+    for module in request.modules:
+        if module.endswith((".ko", ".c")) and not Path(module).is_file():
+            raise IolaneError(f"{module}: no such file")
+
+
+def _is_path(kernel: str) -> bool:
+    return kernel not in tuple(Flavour)
+
+
+def _config(request: RunRequest, servers: DeviceServers, cache: Cache, interactive: bool) -> MachineConfig:
+    kernel = None if request.boot is not None else _kernel(request, cache)
+    return MachineConfig(
+        memory_mib=request.memory_mib,
+        cpus=request.cpus,
+        devices=[
+            VfioUserDevice(
+                endpoint.name, endpoint.socket, bootindex=1 if endpoint.name == request.boot else None
+            )
+            for endpoint in servers.endpoints
+        ],
+        kernel=kernel,
+        initrd=request.initrd,
+        content=_content(request, kernel, cache),
+        append=request.append,
+        shell=interactive,
+        iommu=request.iommu,
+        ports=max(4, len(servers.endpoints)),
+        accelerator=request.accelerator,
+        console_log=request.console_log,
+    )
+
+
+def _kernel(request: RunRequest, cache: Cache) -> GuestKernel:
+    if _is_path(request.kernel):
+        return own_kernel(Path(request.kernel), request.kernel_modules)
+    return debian_kernel(request.kernel, cache)
+
+
+def _content(request: RunRequest, kernel: GuestKernel | None, cache: Cache) -> InitramfsContent:
+    """The modules that were asked for, and the stock drivers of the devices that iolane names."""
+    if kernel is None or request.initrd is not None:
+        return InitramfsContent()
+    names = [module for module in request.modules if not module.endswith((".ko", ".c"))]
+    if kernel.modules is not None:
+        kinds = {parse(device).name for device in request.devices}
+        names += [driver for kind, driver in STOCK_DRIVERS.items() if kind in kinds]
+    extra = [Path(module) for module in request.modules if module.endswith(".ko")]
+    extra += [
+        build_module(kernel, Path(module), cache) for module in request.modules if module.endswith(".c")
+    ]
+    return InitramfsContent(modules=names, extra_modules=extra)
+
+
+def _pass_on(kind: Type, data: bytes) -> None:
+    """The guest's output as ours; what goes to its standard error goes to ours."""
+    stream = sys.stderr if kind is Type.STDERR else sys.stdout
+    stream.flush()
+    view = memoryview(data)
+    while view:
+        view = view[os.write(stream.fileno(), view) :]

@@ -1,0 +1,95 @@
+"""The user's terminal as a guest's console: raw while it is, as it was before when it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import termios
+import threading
+import tty
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from iolane.errors import IolaneError
+
+ESCAPE = b"\x1d"
+"""Ctrl-], as telnet and virsh have it."""
+ESCAPE_NAME = "Ctrl-]"
+
+
+class ConsoleLike(Protocol):
+    """A guest's console."""
+
+    def write(self, data: bytes) -> None:
+        """Types `data`."""
+
+    def attach(self, listener: Callable[[bytes], None] | None) -> bytes:
+        """Gives what was shown so far, and what comes to `listener`."""
+
+
+def require_terminal() -> None:
+    """Refuse an interactive console without a terminal."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise IolaneError(
+            "an interactive console needs a terminal",
+            remedy="give a command for the guest: iolane run ... -- COMMAND",
+        )
+
+
+@contextlib.contextmanager
+def raw_terminal(descriptor: int) -> Iterator[None]:
+    """Every key goes to the guest, Ctrl-C too; the terminal is as before afterwards, whatever happens."""
+    before = termios.tcgetattr(descriptor)
+    try:
+        tty.setraw(descriptor)
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def interact(console: ConsoleLike, wait_end: Callable[[], object]) -> bool:
+    """Connect the terminal until the escape key (True) or until the machine ends (False).
+
+    Args:
+        console: the guest's console.
+        wait_end: returns when the machine has ended.
+    """
+    keyboard, screen = sys.stdin.fileno(), sys.stdout.fileno()
+    ended_reader, ended_writer = os.pipe()
+
+    def watch() -> None:
+        wait_end()
+        os.close(ended_writer)
+
+    with raw_terminal(keyboard):
+        threading.Thread(target=watch, name="machine's end", daemon=True).start()
+        _write_all(screen, console.attach(lambda data: _write_all(screen, data)))
+        try:
+            return _pump(keyboard, console, ended_reader)
+        finally:
+            console.attach(None)
+            os.close(ended_reader)
+
+
+def _pump(keyboard: int, console: ConsoleLike, ended: int) -> bool:
+    poll = select.poll()
+    poll.register(keyboard, select.POLLIN)
+    poll.register(ended, select.POLLIN)
+    while True:
+        ready = {descriptor for descriptor, _ in poll.poll()}
+        if ended in ready:
+            return False
+        keys = os.read(keyboard, 1024)
+        before, escape, _ = keys.partition(ESCAPE)
+        if before:
+            console.write(before)
+        if escape or not keys:
+            return True
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
