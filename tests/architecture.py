@@ -26,7 +26,7 @@ FLOORS = {
     "__main__": 7,
 }
 # A module of testing/ stands on the floor of the package that its name begins with, or on this one.
-TESTING = {"power_cut": 2, "pytest_plugin": 7}
+TESTING = {"power_cut": 2, "drivers": 2, "pytest_plugin": 7}
 # Who may import testing/ besides tests.
 MAY_IMPORT_TESTING = {"testing", "cli"}
 # Libraries that cost start-up time or bind to one engine, and the only packages that may know them.
@@ -57,10 +57,8 @@ def imports(source: Path) -> list[Import]:
     for path in sorted([*source.rglob("*.py"), *source.rglob("*.pyx")]):
         name = module_name(path, source)
         tree = ast.parse(_python_part(path))
-        found += [
-            Import(name, target, line, lazy)
-            for target, line, lazy in _targets(tree, name, path.stem == "__init__", source, False)
-        ]
+        targets = dict.fromkeys(_targets(tree, name, path.stem == "__init__", source, False))
+        found += [Import(name, target, line, lazy) for target, line, lazy in targets]
     return found
 
 
