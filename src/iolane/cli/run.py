@@ -95,8 +95,8 @@ def run(
     """Run a guest with iolane devices.
 
     With a command, its output and exit code are those of `iolane run` (124 when --timeout ended it). One word
-    is a line for the guest's shell, several are a command with its arguments. Without a command the terminal is
-    the guest's console; Ctrl-] ends it.
+    is a line for the guest's shell, several are a command with its arguments. Without a command the terminal
+    is the guest's console; Ctrl-] ends it.
 
     Examples: `iolane run --device examples/adder.py:Adder`;
     `iolane run --device nvme,image=disk.raw -- lsblk`;
