@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from iolane.model.interrupts.group import InterruptGroup, InterruptIndex
-
-if TYPE_CHECKING:
-    from iolane.model.interrupts.interrupts import Interrupts
 
 
 class LevelRegisters(Protocol):
@@ -27,8 +24,8 @@ class IntxLine:
     unmasks and the level still stands, it is told again (VFIO's automasked interrupt).
     """
 
-    def __init__(self, interrupts: Interrupts, registers: LevelRegisters) -> None:
-        self._interrupts = interrupts
+    def __init__(self, registers: LevelRegisters, delivered: Callable[[InterruptIndex, int], None]) -> None:
+        self._delivered = delivered
         self._registers = registers
         self.changed: Callable[[bool], None] | None = None
         """Told of each change of the wire, for carriers that hold a line instead of an eventfd."""
@@ -53,4 +50,4 @@ class IntxLine:
             if self.changed is not None:
                 self.changed(wire)
         if wire and self.group.ready(0) and self.group.signal(0):
-            self._interrupts.delivered(InterruptIndex.INTX, 0)
+            self._delivered(InterruptIndex.INTX, 0)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, overload
+from typing import Any, Generic, NamedTuple, Self, TypeVar, overload
 
+from iolane.model.pci.owner import Owner
 from iolane.model.registers import Declaration, Register, RegisterArraySpec, RegisterMap, RegisterSpec
-
-if TYPE_CHECKING:
-    from iolane.model.pci.function import PciDevice
 
 M = TypeVar("M", bound=RegisterMap)
 R = TypeVar("R", bound=Register)
-D = TypeVar("D", bound="PciDevice")
+D = TypeVar("D", bound=Owner)
 
 HOOKS_ATTRIBUTE = "__iolane_hooks__"
 
@@ -116,8 +114,8 @@ class Bar(Generic[M]):
     @overload
     def __get__(self, device: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, device: PciDevice, owner: type) -> M: ...
-    def __get__(self, device: PciDevice | None, owner: type) -> Self | M:
+    def __get__(self, device: Owner, owner: type) -> M: ...
+    def __get__(self, device: Owner | None, owner: type) -> Self | M:
         if device is None:
             return self
         registers: M = device.bar_registers[self.index]  # type: ignore[assignment]

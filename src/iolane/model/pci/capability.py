@@ -6,15 +6,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypeVar, overload
+from typing import ClassVar, Generic, Self, TypeVar, overload
 
+from iolane.model.pci.owner import Owner
 from iolane.model.registers import RegisterMap
 from iolane.model.reset import ResetKind
 from iolane.uapi.pci import Capability as CapabilityId
 from iolane.uapi.pcie import ExtendedCapability as ExtendedCapabilityId
-
-if TYPE_CHECKING:
-    from iolane.model.pci.function import PciDevice
 
 
 class BoundCapability(ABC):
@@ -94,14 +92,14 @@ class Capability(ABC, Generic[B]):
         self.name = name
 
     @abstractmethod
-    def bind(self, function: PciDevice) -> B:
+    def bind(self, function: Owner) -> B:
         """Make the capability of one device."""
 
     @overload
     def __get__(self, function: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, function: PciDevice, owner: type) -> B: ...
-    def __get__(self, function: PciDevice | None, owner: type) -> Self | B:
+    def __get__(self, function: Owner, owner: type) -> B: ...
+    def __get__(self, function: Owner | None, owner: type) -> Self | B:
         if function is None:
             return self
         bound: B = function.bound(self)

@@ -215,7 +215,7 @@ class PciDevice(Device):
                     InterruptGroup(InterruptIndex.MSI, capability.vectors, changed=capability.connected)
                 )
         if self._interrupt_pin:
-            interrupts.line = IntxLine(interrupts, self.config)
+            interrupts.line = IntxLine(self.config, interrupts.delivered)
             interrupts.add_group(interrupts.line.group)
 
     def _bind_hooks(self) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self, overload
+from typing import Self, overload
 
 from iolane.model.interrupts import IntxLine
-
-if TYPE_CHECKING:
-    from iolane.model.pci.function import PciDevice
+from iolane.model.pci.owner import Owner
 
 
 class Intx:
@@ -25,6 +23,6 @@ class Intx:
     @overload
     def __get__(self, device: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, device: PciDevice, owner: type) -> IntxLine: ...
-    def __get__(self, device: PciDevice | None, owner: type) -> Self | IntxLine:
+    def __get__(self, device: Owner, owner: type) -> IntxLine: ...
+    def __get__(self, device: Owner | None, owner: type) -> Self | IntxLine:
         return self if device is None else device.interrupts.intx

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING, Self, overload
+from typing import Self, overload
 
 from iolane.model.registers.access import Access
-
-if TYPE_CHECKING:
-    from iolane.model.registers.register import Register
 
 
 class Field:
@@ -58,8 +55,8 @@ class Field:
     @overload
     def __get__(self, value: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, value: Register, owner: type) -> int: ...
-    def __get__(self, value: Register | None, owner: type) -> Self | int:
+    def __get__(self, value: int, owner: type) -> int: ...
+    def __get__(self, value: int | None, owner: type) -> Self | int:
         if value is None:
             return self
         return (value >> self.lsb) & self.limit

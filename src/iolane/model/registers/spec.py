@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Generic, Self, TypeVar, overload
+from typing import Generic, Protocol, Self, TypeVar, overload
 
 from iolane.model.registers.access import Access
 from iolane.model.registers.register import Register
 
-if TYPE_CHECKING:
-    from iolane.model.registers.map import RegisterMap
-
 R = TypeVar("R", bound=Register)
+
+
+class Storage(Protocol):
+    """Where values are kept: a `RegisterMap`, seen from the device's side."""
+
+    def load(self, offset: int, width: int) -> int: ...
+
+    def store(self, offset: int, width: int, value: int) -> None: ...
 
 
 class Declaration(Generic[R]):
@@ -102,13 +107,13 @@ class RegisterSpec(Declaration[R]):
     @overload
     def __get__(self, registers: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, registers: RegisterMap, owner: type) -> R: ...
-    def __get__(self, registers: RegisterMap | None, owner: type) -> Self | R:
+    def __get__(self, registers: Storage, owner: type) -> R: ...
+    def __get__(self, registers: Storage | None, owner: type) -> Self | R:
         if registers is None:
             return self
         return self.type(registers.load(self.offset, self.width))
 
-    def __set__(self, registers: RegisterMap, value: int) -> None:
+    def __set__(self, registers: Storage, value: int) -> None:
         registers.store(self.offset, self.width, value & self.full)
 
 
@@ -118,8 +123,8 @@ class RegisterArraySpec(Declaration[R]):
     @overload
     def __get__(self, registers: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, registers: RegisterMap, owner: type) -> ArrayView[R]: ...
-    def __get__(self, registers: RegisterMap | None, owner: type) -> Self | ArrayView[R]:
+    def __get__(self, registers: Storage, owner: type) -> ArrayView[R]: ...
+    def __get__(self, registers: Storage | None, owner: type) -> Self | ArrayView[R]:
         if registers is None:
             return self
         return ArrayView(registers, self)
@@ -130,7 +135,7 @@ class ArrayView(Generic[R]):
 
     __slots__ = ("_registers", "_spec")
 
-    def __init__(self, registers: RegisterMap, spec: RegisterArraySpec[R]) -> None:
+    def __init__(self, registers: Storage, spec: RegisterArraySpec[R]) -> None:
         self._registers = registers
         self._spec = spec
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from iolane.model.pci.capability import BoundCapability, Capability, ExtendedCapabilityId
+from iolane.model.pci.owner import Owner
 from iolane.model.registers import Field, Register32, RegisterMap, register, register_array
 from iolane.model.reset import ResetKind
-
-if TYPE_CHECKING:
-    from iolane.model.pci.function import PciDevice
 
 
 class UncorrectableErrors(Register32):
@@ -99,5 +95,5 @@ class AerCapability(BoundCapability):
 class Aer(Capability[AerCapability]):
     """Declare the capability."""
 
-    def bind(self, function: PciDevice) -> AerCapability:
+    def bind(self, function: Owner) -> AerCapability:
         return AerCapability()

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import TYPE_CHECKING
 
 from iolane.model.pci.capability import BoundCapability, Capability, CapabilityId
+from iolane.model.pci.owner import Owner
 from iolane.model.registers import Field, Register8, Register16, Register32, RegisterMap, register
 from iolane.model.reset import ResetKind
-
-if TYPE_CHECKING:
-    from iolane.model.pci.function import PciDevice
 
 
 class PortType(IntEnum):
@@ -146,5 +143,5 @@ class PcieEndpoint(Capability[ExpressCapability]):
         self.flr = flr
         self.port_type = port_type
 
-    def bind(self, function: PciDevice) -> ExpressCapability:
+    def bind(self, function: Owner) -> ExpressCapability:
         return ExpressCapability(self.port_type, self.flr, function.reset)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Self, overload
+from typing import Self, overload
 
 from iolane.model.interrupts import InterruptIndex, Interrupts, MsiMessage
 from iolane.model.pci.capability import BoundCapability, Capability, CapabilityId
+from iolane.model.pci.owner import Owner
 from iolane.model.registers import (
     Field,
     Register8,
@@ -18,9 +19,6 @@ from iolane.model.registers import (
     register,
 )
 from iolane.model.reset import ResetKind
-
-if TYPE_CHECKING:
-    from iolane.model.pci.function import PciDevice
 
 MAX_VECTORS = 32
 
@@ -177,12 +175,12 @@ class Msi(Capability[MsiCapability]):
         self.address64 = address64
         self.per_vector_mask = per_vector_mask
 
-    def bind(self, function: PciDevice) -> MsiCapability:
+    def bind(self, function: Owner) -> MsiCapability:
         return MsiCapability(self, function.interrupts)
 
     @overload  # type: ignore[override]  # the attribute is for raising vectors, whatever the presentation
     def __get__(self, function: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, function: PciDevice, owner: type) -> Interrupts: ...
-    def __get__(self, function: PciDevice | None, owner: type) -> Self | Interrupts:
+    def __get__(self, function: Owner, owner: type) -> Interrupts: ...
+    def __get__(self, function: Owner | None, owner: type) -> Self | Interrupts:
         return self if function is None else function.interrupts

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Self, overload
+from typing import Self, overload
 
 from iolane.model.interrupts import InterruptIndex, Interrupts, MsiMessage
 from iolane.model.pci.capability import BoundCapability, Capability, CapabilityId
+from iolane.model.pci.owner import Owner
 from iolane.model.registers import (
     Field,
     Register8,
@@ -19,9 +20,6 @@ from iolane.model.registers import (
     register_array,
 )
 from iolane.model.reset import ResetKind
-
-if TYPE_CHECKING:
-    from iolane.model.pci.function import PciDevice
 
 MAX_VECTORS = 2048
 ENTRY_SIZE = 16
@@ -221,12 +219,12 @@ class Msix(Capability[MsixCapability]):
         """The first byte after table and pending bits in their BAR."""
         return max(self.table + ENTRY_SIZE * self.vectors, self.pba + 8 * -(-self.vectors // 64))
 
-    def bind(self, function: PciDevice) -> MsixCapability:
+    def bind(self, function: Owner) -> MsixCapability:
         return MsixCapability(self, function.interrupts, function.msix_bar(self), self.table, self.pba)
 
     @overload  # type: ignore[override]  # the attribute is for raising vectors, whatever the presentation
     def __get__(self, function: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, function: PciDevice, owner: type) -> Interrupts: ...
-    def __get__(self, function: PciDevice | None, owner: type) -> Self | Interrupts:
+    def __get__(self, function: Owner, owner: type) -> Interrupts: ...
+    def __get__(self, function: Owner | None, owner: type) -> Self | Interrupts:
         return self if function is None else function.interrupts

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from iolane.model.pci.capability import BoundCapability, Capability, CapabilityId
+from iolane.model.pci.owner import Owner
 from iolane.model.registers import Field, Register8, Register16, RegisterMap, register
 from iolane.model.reset import ResetKind
-
-if TYPE_CHECKING:
-    from iolane.model.pci.function import PciDevice
 
 
 class PowerCapabilities(Register16):
@@ -69,5 +65,5 @@ class PowerManagementCapability(BoundCapability):
 class PowerManagement(Capability[PowerManagementCapability]):
     """Declare the capability: D0 and D3hot, no PME."""
 
-    def bind(self, function: PciDevice) -> PowerManagementCapability:
+    def bind(self, function: Owner) -> PowerManagementCapability:
         return PowerManagementCapability()

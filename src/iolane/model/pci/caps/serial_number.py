@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from iolane.model.pci.capability import BoundCapability, Capability, ExtendedCapabilityId
+from iolane.model.pci.owner import Owner
 from iolane.model.registers import Register32, RegisterMap, register
-
-if TYPE_CHECKING:
-    from iolane.model.pci.function import PciDevice
 
 
 class SerialNumberRegisters(RegisterMap):
@@ -43,5 +39,5 @@ class SerialNumber(Capability[SerialNumberCapability]):
             raise TypeError("a device serial number has 64 bits")
         self.value = value
 
-    def bind(self, function: PciDevice) -> SerialNumberCapability:
+    def bind(self, function: Owner) -> SerialNumberCapability:
         return SerialNumberCapability(self.value)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from iolane.model.pci.capability import BoundCapability, Capability, CapabilityId
+from iolane.model.pci.owner import Owner
 from iolane.model.registers import Register8, RegisterMap, register, register_array
-
-if TYPE_CHECKING:
-    from iolane.model.pci.function import PciDevice
 
 
 class VendorSpecificRegisters(RegisterMap):
@@ -42,5 +38,5 @@ class VendorSpecific(Capability[VendorSpecificCapability]):
             raise TypeError("a vendor-specific capability has at most 188 bytes of data")
         self.data = data
 
-    def bind(self, function: PciDevice) -> VendorSpecificCapability:
+    def bind(self, function: Owner) -> VendorSpecificCapability:
         return VendorSpecificCapability(self.data)
