@@ -57,7 +57,7 @@ def _exit_code(error: BaseException, debug: bool) -> int:
         case SystemExit():
             return error.code if isinstance(error.code, int) else FAILED
         case IolaneError():
-            _say(str(error))
+            _explain(error)
             return FAILED
         case KeyboardInterrupt():
             return SIGNALLED + signal.SIGINT
@@ -76,6 +76,14 @@ def _exit_code(error: BaseException, debug: bool) -> int:
     hint = "" if debug else " (this is a defect of iolane; --debug shows where)"
     _say(f"{type(error).__name__}: {error}{hint}")
     return FAILED
+
+
+def _explain(error: IolaneError) -> None:
+    """One line with the remedy; what a machine said before it went (more lines) beneath."""
+    first, *details = error.message.strip().splitlines() or [""]
+    _say(f"{first} ({error.remedy})" if error.remedy else first)
+    for line in details:
+        print(f"  {line}", file=sys.stderr)
 
 
 def _usage_error(error: BaseException) -> int:

@@ -75,8 +75,12 @@ def _compiler() -> Iterator[Finding]:
     if path:
         yield Finding("gcc", Verdict.GOOD, path)
     else:
-        remedy = "apt install gcc; needed to build from source, for `iolane bench` and for guest drivers"
-        yield Finding("gcc", Verdict.NOTE, "no C compiler", remedy)
+        remedy = "apt install gcc make libc6-dev: the guest's agent and drivers are built with it"
+        yield Finding("gcc", Verdict.MISSING, "no C compiler", remedy)
+    if shutil.which("setpriv") is None:
+        yield Finding(
+            "setpriv", Verdict.MISSING, "QEMU is tied to iolane's life with it", "apt install util-linux"
+        )
 
 
 def _open_files() -> Iterator[Finding]:
@@ -142,11 +146,62 @@ def _apt() -> Iterator[Finding]:
         yield Finding("keyring", Verdict.NOTE, f"no {keys}", remedy)
 
 
+def _qemu() -> Iterator[Finding]:
+    from iolane.engines.qemu.cache import Cache
+    from iolane.engines.qemu.probe import choose_accelerator
+    from iolane.engines.qemu.provision import cached_qemu, find_qemu
+
+    cache = Cache()
+    qemu = find_qemu() or cached_qemu(cache)
+    if qemu is None:
+        detail = "none with vfio-user (10.1 or newer) here; the first run fetches one (40 MB) into the cache"
+        yield Finding("qemu", Verdict.NOTE, detail, "or set IOLANE_QEMU to a qemu-system-x86_64 of yours")
+        yield _kvm_node()
+        return
+    yield Finding("qemu", Verdict.GOOD, f"{qemu.version}, {qemu.origin} ({qemu.command[-1]})")
+    accelerator, reason = choose_accelerator(qemu, cache)
+    reason = "".join(letter for letter in reason.partition(";")[0] if letter.isprintable())
+    if accelerator == "kvm":
+        yield Finding("kvm", Verdict.GOOD, reason)
+    else:
+        yield Finding("kvm", Verdict.NOTE, f"{reason}; guests run under TCG", KVM_REMEDY)
+
+
+KVM_REMEDY = "TCG is enough for everything but speed; KVM wants VT-x or SVM and access to /dev/kvm"
+
+
+def _kvm_node() -> Finding:
+    node = Path("/dev/kvm")
+    if not os.access(node, os.R_OK | os.W_OK):
+        why = "may not be opened" if node.exists() else "is not there"
+        return Finding("kvm", Verdict.NOTE, f"{node} {why}; guests run under TCG", KVM_REMEDY)
+    return Finding("kvm", Verdict.NOTE, f"{node} can be opened; the first run tries whether it runs Linux")
+
+
+def _kernels() -> Iterator[Finding]:
+    from iolane.engines.qemu.cache import cache_directory
+    from iolane.engines.qemu.kernel import Flavour, unpacked_kernel
+
+    folder = cache_directory() / "kernel"
+    found = [
+        f"{flavour} {unpacked_kernel(folder / flavour).release}"
+        for flavour in Flavour
+        if (folder / flavour).exists()
+    ]
+    if found:
+        yield Finding("guest kernels", Verdict.GOOD, f"in the cache: {', '.join(found)}")
+    else:
+        detail = "none in the cache; the first run fetches one (30 MB)"
+        yield Finding("guest kernels", Verdict.NOTE, detail, "or give one of yours by --kernel")
+
+
 CHECKS: list[Callable[[], Iterator[Finding]]] = [
     _python,
     _machine,
     _compiler,
     _apt,
+    _qemu,
+    _kernels,
     _disk_space,
     _runtime_folder,
     _open_files,

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -20,6 +21,8 @@ from iolane.engines.qemu.command_line import Accelerator, VfioUserDevice
 from iolane.engines.qemu.initramfs import InitramfsContent
 from iolane.engines.qemu.kernel import Flavour, GuestKernel, build_module, debian_kernel, own_kernel
 from iolane.engines.qemu.machine import MachineConfig, QemuMachine
+from iolane.engines.qemu.probe import choose_accelerator
+from iolane.engines.qemu.provision import Qemu, obtain_qemu
 from iolane.errors import IolaneError
 from iolane.operations.serving import DeviceServers
 from iolane.operations.terminal import ESCAPE_NAME, interact, require_terminal
@@ -68,8 +71,38 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     timed_out: bool
     boot_seconds: float
-    accelerator: str
+    engine: str
     devices: list[DeviceReport]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs the guest."""
+
+    qemu: Qemu
+    accelerator: Accelerator
+    reason: str
+
+    def __str__(self) -> str:
+        return f"QEMU {self.qemu.version} with {self.accelerator.upper()} ({self.reason})"
+
+
+class RunningGuest(NamedTuple):
+    """A started machine and its devices."""
+
+    machine: QemuMachine
+    servers: DeviceServers
+    engine: Engine
+
+
+def choose_engine(request: RunRequest, cache: Cache) -> Engine:
+    """The QEMU and how it runs the guest, with the reason in a few words."""
+    qemu = obtain_qemu(cache)
+    if request.accelerator is not None:
+        return Engine(qemu, request.accelerator, "as asked for")
+    accelerator, reason = choose_accelerator(qemu, cache)
+    first = "".join(letter for letter in reason.partition(";")[0] if letter.isprintable())
+    return Engine(qemu, accelerator, first)
 
 
 def command_text(words: Sequence[str]) -> str:
@@ -80,7 +113,7 @@ def command_text(words: Sequence[str]) -> str:
 def run_command(request: RunRequest, report: Report, *, stream: bool) -> RunResult:
     """Boot, run the command, end the machine. With `stream` its output goes straight to ours."""
     text = command_text(request.command)
-    with machine_with_devices(request, report) as (machine, servers):
+    with machine_with_devices(request, report) as (machine, servers, engine):
         result = machine.run(text, timeout=request.timeout, on_output=_pass_on if stream else None)
         with contextlib.suppress(IolaneError):
             machine.run("sync", timeout=SYNC_LIMIT)  # what the command wrote to a disk is on it
@@ -91,7 +124,7 @@ def run_command(request: RunRequest, report: Report, *, stream: bool) -> RunResu
             seconds=result.seconds,
             timed_out=result.timed_out,
             boot_seconds=machine.boot_seconds,
-            accelerator=machine.accelerator_reason,
+            engine=str(engine),
             devices=servers.reports(),
         )
 
@@ -99,7 +132,7 @@ def run_command(request: RunRequest, report: Report, *, stream: bool) -> RunResu
 def run_console(request: RunRequest, report: Report) -> list[DeviceReport]:
     """Boot with the terminal as the console, until the escape key or the machine's end."""
     require_terminal()
-    with machine_with_devices(request, report, interactive=True) as (machine, servers):
+    with machine_with_devices(request, report, interactive=True) as (machine, servers, _):
         report(f"the guest's console; {ESCAPE_NAME} ends the machine")
         escaped = interact(machine.console, machine.wait_end)
         print("\r")
@@ -110,7 +143,7 @@ def run_console(request: RunRequest, report: Report) -> list[DeviceReport]:
 @contextlib.contextmanager
 def machine_with_devices(
     request: RunRequest, report: Report, *, interactive: bool = False
-) -> Iterator[tuple[QemuMachine, DeviceServers]]:
+) -> Iterator[RunningGuest]:
     """A started machine with its devices; everything is gone when it is left."""
     check(request)
     cache = Cache(report=report)
@@ -121,12 +154,14 @@ def machine_with_devices(
                 f"there is no device '{request.boot}' to boot from",
                 remedy=f"there are: {', '.join(names) or 'none'}",
             )
-        machine = QemuMachine(_config(request, servers, cache, interactive), cache)
+        engine = choose_engine(request, cache)
+        machine = QemuMachine(_config(request, servers, cache, engine, interactive), cache)
         machine.on_dead_server = lambda dead: report(str(dead))
-        report(f"booting with {', '.join(names) or 'no device'}")
+        report(f"booting with {', '.join(names) or 'no device'} on {engine}")
         with machine:
-            report(f"up after {machine.boot_seconds:.1f} s ({machine.accelerator_reason})")
-            yield machine, servers
+            if machine.config.has_agent:
+                report(f"up after {machine.boot_seconds:.1f} s")
+            yield RunningGuest(machine, servers, engine)
 
 
 def check(request: RunRequest) -> None:
@@ -152,7 +187,9 @@ def _is_path(kernel: str) -> bool:
     return kernel not in tuple(Flavour)
 
 
-def _config(request: RunRequest, servers: DeviceServers, cache: Cache, interactive: bool) -> MachineConfig:
+def _config(
+    request: RunRequest, servers: DeviceServers, cache: Cache, engine: Engine, interactive: bool
+) -> MachineConfig:
     kernel = None if request.boot is not None else _kernel(request, cache)
     return MachineConfig(
         memory_mib=request.memory_mib,
@@ -170,7 +207,8 @@ def _config(request: RunRequest, servers: DeviceServers, cache: Cache, interacti
         shell=interactive,
         iommu=request.iommu,
         ports=max(4, len(servers.endpoints)),
-        accelerator=request.accelerator,
+        accelerator=engine.accelerator,
+        qemu=engine.qemu,
         console_log=request.console_log,
     )
 
