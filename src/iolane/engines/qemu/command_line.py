@@ -97,9 +97,12 @@ def kernel_parameters(hardware: Hardware) -> list[str]:
 def place_devices(devices: Sequence[VfioUserDevice], ports: int) -> list[VfioUserDevice]:
     """Each device with its root port."""
     names = [f"{PORT_PREFIX}{number}" for number in range(1, ports + 1)]
-    taken = {device.port for device in devices if device.port is not None}
+    chosen = [device.port for device in devices if device.port is not None]
+    taken = set(chosen)
     if unknown := sorted(taken - set(names)):
-        raise IolaneError(f"no root port {unknown[0]}", remedy=f"there are {names[0]} to {names[-1]}")
+        raise IolaneError(f"no root port {unknown[0]}", remedy=f"there are {ports}: {' '.join(names)}")
+    if len(chosen) > len(taken):
+        raise IolaneError(f"a root port is taken twice: {' '.join(chosen)}", remedy="one device a port")
     if len({device.id for device in devices}) < len(devices):
         raise IolaneError("two devices have the same id")
     free = iter([name for name in names if name not in taken])

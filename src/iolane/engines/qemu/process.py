@@ -14,7 +14,10 @@ from collections.abc import Callable, Sequence
 
 from iolane.errors import IolaneError
 
-_DEPRECATION = " is deprecated, use "
+_NOISE = (
+    " is deprecated, use ",  # the newer spelling is unknown to QEMU 10.1
+    "Could not enable error recovery for the device",  # vfio-user devices have none to enable
+)
 
 
 class QemuProcess:
@@ -84,8 +87,8 @@ class QemuProcess:
         assert self._process.stdout is not None
         for raw in self._process.stdout:
             line = raw.decode(errors="replace").rstrip()
-            if _DEPRECATION in line:
-                continue  # newer spellings are unknown to QEMU 10.1
+            if any(noise in line for noise in _NOISE):
+                continue
             self._lines.append(line)
             self._on_line(line)
 

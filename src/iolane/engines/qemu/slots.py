@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +17,10 @@ from iolane.engines.qemu.qmp import Qmp, QmpError
 from iolane.errors import IolaneError
 
 _SYS_PIDFD_GETFD = 438
-_DEATH_MESSAGES = ("server closed socket", "Connection reset by peer", "Unable to read from socket")
+_DEATH_MESSAGES = ("failed to read header", "server closed socket", "Connection reset by peer", "Broken pipe")
 """What QEMU's hw/vfio-user/proxy.c reports when the other end goes away; it does not say whose."""
+_LOOK_INTERVAL = 0.5
+"""A dead device makes QEMU complain at each access of the guest's: look again only so often (seconds)."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Slots:
         self._lock = threading.Lock()
         self._plugged = {device.id: device for device in place_devices(devices, ports)}
         self._told: set[str] = set()
+        self._looked = 0.0
 
     @property
     def plugged(self) -> list[VfioUserDevice]:
@@ -82,7 +86,7 @@ class Slots:
                 )
             if self.has_msix(identity):
                 raise IolaneError(
-                    f"unplugging {identity} is refused: it presents MSI-X, and QEMU aborts the machine when a "
+                    f"unplugging {identity} is refused: it presents MSI-X, and QEMU aborts when a "
                     "vfio-user device with MSI-X is removed",
                     remedy=f"present {identity} with presentation=msi to unplug it, or shut the guest down",
                 )
@@ -132,8 +136,11 @@ class Slots:
 
     def newly_dead(self) -> list[DeadServer]:
         """The dead servers that have not been told of yet."""
+        if time.monotonic() - self._looked < _LOOK_INTERVAL:
+            return []
         found = [dead for dead in self.dead_servers() if dead.device.id not in self._told]
         self._told.update(dead.device.id for dead in found)
+        self._looked = 0.0 if found else time.monotonic()
         return found
 
     def dead_servers(self) -> list[DeadServer]:
