@@ -89,7 +89,8 @@ def _explain(error: IolaneError) -> None:
 def _usage_error(error: BaseException) -> int:
     context = getattr(error, "ctx", None)
     text = " ".join(str(error.format_message()).split()).rstrip(".")  # type: ignore[attr-defined]
-    if not text and context is not None:  # no verb given: its message is the help itself
+    if type(error).__name__ == "NoArgsIsHelpError" and context is not None:
+        print(context.get_help(), file=sys.stderr)
         return USAGE
     where = context.command_path if context is not None else "iolane"
     _say(f"{text[:1].lower()}{text[1:]} (see {where} --help)")

@@ -7,7 +7,7 @@ import platform
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 
@@ -158,13 +158,18 @@ def _qemu() -> Iterator[Finding]:
         yield Finding("qemu", Verdict.NOTE, detail, "or set IOLANE_QEMU to a qemu-system-x86_64 of yours")
         yield _kvm_node()
         return
-    yield Finding("qemu", Verdict.GOOD, f"{qemu.version}, {qemu.origin} ({qemu.command[-1]})")
+    yield Finding("qemu", Verdict.GOOD, f"{qemu.version}, {qemu.origin} ({_binary(qemu.command)})")
     accelerator, reason = choose_accelerator(qemu, cache)
     reason = "".join(letter for letter in reason.partition(";")[0] if letter.isprintable())
     if accelerator == "kvm":
         yield Finding("kvm", Verdict.GOOD, reason)
     else:
         yield Finding("kvm", Verdict.NOTE, f"{reason}; guests run under TCG", KVM_REMEDY)
+
+
+def _binary(command: Sequence[str]) -> str:
+    """The QEMU in a command that may start it through a loader."""
+    return next((word for word in command if Path(word).name.startswith("qemu")), command[0])
 
 
 KVM_REMEDY = "TCG is enough for everything but speed; KVM wants VT-x or SVM and access to /dev/kvm"

@@ -131,7 +131,6 @@ def run_command(request: RunRequest, report: Report, *, stream: bool) -> RunResu
 
 def run_console(request: RunRequest, report: Report) -> list[DeviceReport]:
     """Boot with the terminal as the console, until the escape key or the machine's end."""
-    require_terminal()
     with machine_with_devices(request, report, interactive=True) as (machine, servers, _):
         report(f"the guest's console; {ESCAPE_NAME} ends the machine")
         escaped = interact(machine.console, machine.wait_end)
@@ -154,6 +153,8 @@ def machine_with_devices(
                 f"there is no device '{request.boot}' to boot from",
                 remedy=f"there are: {', '.join(names) or 'none'}",
             )
+        if interactive:
+            require_terminal()
         engine = choose_engine(request, cache)
         machine = QemuMachine(_config(request, servers, cache, engine, interactive), cache)
         machine.on_dead_server = lambda dead: report(str(dead))
