@@ -54,6 +54,11 @@ class Console:
         shown = [line.rstrip() for line in self.text().replace("\r", "\n").split("\n")]
         return "\n".join([line for line in shown if line][-lines:])
 
+    def lines_with(self, pattern: str) -> list[str]:
+        """The lines in which the regular expression is found."""
+        compiled = re.compile(pattern)
+        return [line.strip() for line in self.text().splitlines() if compiled.search(line)]
+
     def wait_for(self, pattern: str, timeout: float = 60.0, start: int = 0) -> int:
         """Waits for the regular expression behind position `start`; returns the position after it."""
         compiled = re.compile(pattern.encode(), re.MULTILINE)

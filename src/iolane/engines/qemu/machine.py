@@ -27,6 +27,7 @@ from iolane.engines.qemu.slots import DeadServer, Slots, check_listening
 from iolane.errors import IolaneError
 
 LOGS_KEPT = 20
+_TELLING = r"Kernel panic|Oops|BUG:|general protection fault|Initramfs unpacking failed"
 _numbers = itertools.count(1)
 
 
@@ -346,7 +347,9 @@ class QemuMachine:
         if self._slots is not None and now.process.running:
             parts += [str(dead) for dead in self._slots.dead_servers()]
         tail = now.console.tail()
-        last = " | ".join(tail.splitlines()[-8:])
+        if telling := now.console.lines_with(_TELLING):
+            parts.append(f"the kernel said: {' | '.join(telling[:3])}")
+        last = " | ".join(tail.splitlines()[-6:])
         parts.append(f"the console ended with: {last}" if tail else "the console is empty")
         remedy = f"the whole console is in {now.console.log}"
         return MachineError("; ".join(parts), remedy=remedy, console=tail)
