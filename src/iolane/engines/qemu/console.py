@@ -14,6 +14,7 @@ from iolane.errors import IolaneError
 
 KEPT = 1 << 20
 """How many of the last bytes stay in memory; the log file has all."""
+_ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|[@-Z\\^_c])")
 _GATHER = struct.pack("ll", 0, 10_000)
 _FOREVER = struct.pack("ll", 0, 0)
 
@@ -51,13 +52,20 @@ class Console:
 
     def tail(self, lines: int = 25) -> str:
         """The last lines."""
-        shown = [line.rstrip() for line in self.text().replace("\r", "\n").split("\n")]
-        return "\n".join([line for line in shown if line][-lines:])
+        return "\n".join([line for line in self._lines() if line][-lines:])
 
     def lines_with(self, pattern: str) -> list[str]:
         """The lines in which the regular expression is found."""
         compiled = re.compile(pattern)
-        return [line.strip() for line in self.text().splitlines() if compiled.search(line)]
+        return [line for line in self._lines() if compiled.search(line)]
+
+    def _lines(self) -> list[str]:
+        return [line.rstrip() for line in _ESCAPES.sub("", self.text()).replace("\r", "\n").split("\n")]
+
+    def wait_end(self, timeout: float) -> bool:
+        """Waits until the machine's end has been read from the console."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._ended, timeout)
 
     def wait_for(self, pattern: str, timeout: float = 60.0, start: int = 0) -> int:
         """Waits for the regular expression behind position `start`; returns the position after it."""

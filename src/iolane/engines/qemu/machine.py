@@ -156,6 +156,7 @@ class QemuMachine:
         try:
             self._guest_agent().wait_hello(limit)
         except AgentLostError:
+            self._settle()
             raise self._failure("the machine ended while it booted") from None
         except AgentError:
             raise self._failure(f"the guest did not come up within {limit:g} s") from None
@@ -282,6 +283,7 @@ class QemuMachine:
         try:
             now.connect()
         except QmpLostError:
+            self._settle()
             raise self._failure("QEMU did not start") from None
         self._slots = Slots(now.qmp, now.process.pid, config.ports, config.devices)
 
@@ -332,7 +334,15 @@ class QemuMachine:
         try:
             yield
         except AgentError as error:
+            if isinstance(error, AgentLostError):
+                self._settle()
             raise self._failure(error.message) from error
+
+    def _settle(self) -> None:
+        """QEMU closes its channels just before it ends: let it end, and its last words arrive."""
+        now = self._running()
+        if now.process.wait(5.0) is not None:
+            now.console.wait_end(5.0)
 
     def _failure(self, what: str) -> MachineError:
         """An error that holds what is known: QEMU's own words, dead servers, the end of the console."""
