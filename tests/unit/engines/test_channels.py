@@ -1,5 +1,8 @@
+import os
+import pty
 import socket
 import struct
+import termios
 import threading
 import zlib
 from collections.abc import Iterator
@@ -18,6 +21,7 @@ from iolane.engines.qemu.agent import (
     Type,
 )
 from iolane.engines.qemu.console import Console
+from iolane.engines.qemu.terminal import interact
 from iolane.errors import IolaneError
 
 
@@ -153,7 +157,7 @@ def test_console(tmp_path: Path) -> None:
     heard: list[bytes] = []
     guests.sendall(b"early\r\n")
     position = console.wait_for("early", 5.0)
-    assert console.attach(heard.append) == b"early\r\n"
+    console.attach(heard.append)
     for byte in b"login: ":
         guests.sendall(bytes([byte]))
     position = console.wait_for(r"login: $", 5.0, position)
@@ -165,6 +169,36 @@ def test_console(tmp_path: Path) -> None:
     with pytest.raises(IolaneError, match="ended"):
         console.wait_for("more", 5.0)
     console.close()
-    assert b"".join(heard) == b"login: "
+    assert b"".join(heard) == b"early\r\nlogin: "
     assert (tmp_path / "console.log").read_bytes() == b"early\r\nlogin: "
     assert console.tail() == "early\nlogin:"
+
+
+def test_a_terminal_on_the_console(tmp_path: Path) -> None:
+    ours, guests = socket.socketpair()
+    console = Console(ours, tmp_path / "console.log")
+    guests.sendall(b"welcome ")
+    console.wait_for("welcome ", 5.0)
+    keyboard, terminal = pty.openpty()
+    before = termios.tcgetattr(terminal)
+    shown: list[bytes] = []
+    user = threading.Thread(target=interact, args=(console, terminal, shown.append))
+    user.start()
+    os.write(keyboard, b"ls\x03")  # Ctrl-C is the guest's
+    assert guests.recv(2, socket.MSG_WAITALL) == b"ls"
+    assert guests.recv(1) == b"\x03"
+    guests.sendall(b"file")
+    console.wait_for("file", 5.0)
+    os.write(keyboard, b"\x1d")
+    user.join(5.0)
+    assert not user.is_alive()
+    assert termios.tcgetattr(terminal) == before
+    user = threading.Thread(target=interact, args=(console, terminal, lambda data: None))
+    user.start()
+    guests.close()  # the machine ends
+    user.join(5.0)
+    assert not user.is_alive()
+    console.close()
+    assert b"".join(shown).startswith(b"welcome ")
+    os.close(keyboard)
+    os.close(terminal)

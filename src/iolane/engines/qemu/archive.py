@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -121,13 +122,15 @@ class Archive:
                     f"{program} is needed to fetch packages and is not installed",
                     remedy="use a Debian machine, or set IOLANE_QEMU and give your own --kernel",
                 )
-        with (
-            self._cache.locked(f"apt-{self._suites.name}"),
-            tempfile.TemporaryDirectory(prefix="iolane-apt-") as scratch,
-        ):
-            session = _Session(self._state, Path(scratch), self._archive, self._suites, self.report)
-            session.refresh()
-            yield session
+        with self._cache.locked(f"apt-{self._suites.name}"):
+            scratch = self._state / "session"
+            shutil.rmtree(scratch, ignore_errors=True)  # left by a run that was killed
+            try:
+                session = _Session(self._state, scratch, self._archive, self._suites, self.report)
+                session.refresh()
+                yield session
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 class _Session:
@@ -139,6 +142,7 @@ class _Session:
         self._state = state
         self._suites = suites
         self._report = report
+        self._scratch = scratch
         self._debs = state / "cache" / "archives"
         for folder in (
             state / "lists" / "partial",
@@ -177,12 +181,12 @@ class _Session:
     def fetch(self, packages: Sequence[str]) -> list[Path]:
         """Fetches exactly these packages."""
         self._report(f"fetching {', '.join(packages)}")
-        with tempfile.TemporaryDirectory(prefix="download-", dir=self._state) as folder:
-            self._apt(["apt-get", "download", "-q", *packages], progress=True, folder=folder)
-            debs = sorted(Path(folder).glob("*.deb"))
-            if len(debs) != len(packages):
-                raise IolaneError(f"apt fetched {len(debs)} of {len(packages)} packages", remedy="try again")
-            return [deb.rename(self._debs / deb.name) for deb in debs]
+        folder = Path(tempfile.mkdtemp(prefix="download-", dir=self._scratch))
+        self._apt(["apt-get", "download", "-q", *packages], progress=True, folder=folder)
+        debs = sorted(folder.glob("*.deb"))
+        if len(debs) != len(packages):
+            raise IolaneError(f"apt fetched {len(debs)} of {len(packages)} packages", remedy="try again")
+        return [deb.rename(self._debs / deb.name) for deb in debs]
 
     def depends(self, package: str) -> list[str]:
         """The Depends of the candidate version."""
@@ -192,7 +196,7 @@ class _Session:
             [] if match is None else [re.split(r"[\s(:|]", part.strip())[0] for part in match[1].split(",")]
         )
 
-    def _apt(self, command: list[str], *, progress: bool = False, folder: str | None = None) -> str:
+    def _apt(self, command: list[str], *, progress: bool = False, folder: Path | None = None) -> str:
         arguments = list(command)
         with contextlib.ExitStack() as stack:
             pass_fds: tuple[int, ...] = ()
@@ -214,8 +218,6 @@ class _Session:
                 )
             )
             if progress:
-                import threading
-
                 os.close(writer)
                 follower = threading.Thread(target=_follow, args=(reader, self._report), daemon=True)
                 follower.start()

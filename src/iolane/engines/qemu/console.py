@@ -32,6 +32,7 @@ class Console:
         self._changed = threading.Condition()
         self._ended = False
         self._listener: Callable[[bytes], None] | None = None
+        self._at_end: Callable[[], object] | None = None
         self._thread = threading.Thread(target=self._read, name=f"console {log.name}", daemon=True)
         self._thread.start()
 
@@ -39,11 +40,19 @@ class Console:
         """Types `data`."""
         self._port.sendall(data)
 
-    def attach(self, listener: Callable[[bytes], None] | None) -> bytes:
-        """From now on `listener` gets all output (in the console's thread); returns what came before."""
+    def attach(self, listener: Callable[[bytes], None] | None) -> None:
+        """`listener` gets what the console has shown, then all it shows (in the console's thread)."""
         with self._changed:
             self._listener = listener
-            return bytes(self._kept)
+            if listener is not None and self._kept:
+                listener(bytes(self._kept))
+
+    def on_end(self, call: Callable[[], object] | None) -> None:
+        """`call` is called when the machine has ended, at once if it has; None takes it back."""
+        with self._changed:
+            self._at_end = call
+            if self._ended and call is not None:
+                call()
 
     def text(self) -> str:
         """What the console has shown (the last of it, when it is much)."""
@@ -104,6 +113,8 @@ class Console:
                     listener(data)
         with self._changed:
             self._ended = True
+            if self._at_end is not None:
+                self._at_end()
             self._changed.notify_all()
 
     def _gather(self) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -103,8 +104,18 @@ def kernel_headers(kernel: GuestKernel, cache: Cache | None = None) -> Path:
     def make(prefix: Path) -> None:
         archive = _own_archive(cache)
         headers = f"linux-headers-{kernel.release}"
-        needed = [name for name in archive.depends(headers) if re.match(r"linux-(headers|kbuild)-", name)]
-        archive.exactly([headers, *needed], prefix)
+        try:
+            needed = [name for name in archive.depends(headers) if re.match(r"linux-(headers|kbuild)-", name)]
+            tools = [name for name in needed if name.startswith("linux-kbuild")]
+            libraries = [
+                name for tool in tools for name in archive.depends(tool) if name.startswith("libelf1")
+            ]
+            archive.exactly([headers, *needed, *libraries], prefix)
+        except IolaneError as error:
+            raise IolaneError(
+                f"no headers for kernel {kernel.release}: {error.message}",
+                remedy=f"if Debian has a newer kernel by now, remove {cache.root / 'kernel'} and try again",
+            ) from error
         shutil.rmtree(prefix / "usr/share", ignore_errors=True)
         _relocate_makefile(prefix / "usr/src" / headers / "Makefile")
 
@@ -180,21 +191,25 @@ def _make(headers: Path, folder: Path, name: str) -> None:
                 f"{program} is needed to build {name}", remedy="apt-get install gcc make libc6-dev"
             )
     command = ["make", "-C", str(headers), f"M={folder}", "CC=gcc", "modules"]
-    done = subprocess.run(command, capture_output=True, text=True, env=_build_environment())
+    done = subprocess.run(command, capture_output=True, text=True, env=_build_environment(headers))
     if done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
         raise IolaneError(f"the kernel module {name} does not build:\n{tail}")
 
 
-def _build_environment() -> dict[str, str]:
-    kept = ("PATH", "HOME", "TMPDIR", "LANG")
-    return {name: os.environ[name] for name in kept if name in os.environ}
+def _build_environment(headers: Path) -> dict[str, str]:
+    """objtool needs libelf, which lies in the tree of the headers."""
+    kept = ("PATH", "HOME", "TMPDIR")
+    libraries = headers.parents[2] / "usr/lib/x86_64-linux-gnu"
+    return {
+        "LC_ALL": "C.UTF-8",
+        "LD_LIBRARY_PATH": str(libraries),
+        **{name: os.environ[name] for name in kept if name in os.environ},
+    }
 
 
 def content_key(files: Sequence[Path], *words: str) -> str:
     """A short name for the content of files."""
-    import hashlib
-
     digest = hashlib.sha256("\0".join(words).encode())
     for file in files:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
