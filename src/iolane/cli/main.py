@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
         or "--debug" in given[: given.index("--") if "--" in given else None]
     )
     try:
-        code = _dispatch(given)
+        code = _dispatch(given, debug)
         sys.stdout.flush()
     except BaseException as error:
         if debug and not isinstance(error, SystemExit | KeyboardInterrupt | Terminated):
@@ -45,10 +45,28 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _dispatch(arguments: list[str], debug: bool) -> int:
     from iolane.cli.app import app
 
+    _configure_logging(debug)
     return app(args=arguments, prog_name="iolane", standalone_mode=False) or 0
+
+
+def _configure_logging(debug: bool) -> None:
+    """What devices and servers have to say goes to stderr, a line each; tracebacks only with --debug."""
+    import logging
+
+    class OneLine(logging.Formatter):
+        """Without the traceback, but with what it ended in."""
+
+        def format(self, record: logging.LogRecord) -> str:
+            error = record.exc_info[1] if record.exc_info else None
+            said = record.getMessage() + (f": {type(error).__name__}: {error}" if error else "")
+            return f"iolane: {' '.join(said.split())}"
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s") if debug else OneLine())
+    logging.basicConfig(handlers=[handler], level=logging.INFO if debug else logging.WARNING)
 
 
 def _exit_code(error: BaseException, debug: bool) -> int:

@@ -32,7 +32,8 @@ UNLIMITED = 30 * 86400.0
 """Seconds: the longest a command in the guest may take when no limit is given."""
 TIMED_OUT = 124
 """Exit code of a command that ran out of time, as timeout(1) has it."""
-SYNC_LIMIT = 30.0
+SHUTDOWN_LIMIT = 20.0
+"""Seconds for a guest to power itself off; then it is ended."""
 STOCK_DRIVERS = {"nvme": "nvme"}
 """Modules that devices of these names need where the kernel does not hold them."""
 
@@ -115,9 +116,7 @@ def run_command(request: RunRequest, report: Report, *, stream: bool) -> RunResu
     text = command_text(request.command)
     with machine_with_devices(request, report) as (machine, servers, engine):
         result = machine.run(text, timeout=request.timeout, on_output=_pass_on if stream else None)
-        with contextlib.suppress(IolaneError):
-            machine.run("sync", timeout=SYNC_LIMIT)  # what the command wrote to a disk is on it
-        return RunResult(
+        outcome = RunResult(
             command=text,
             exit_code=TIMED_OUT if result.timed_out else result.exit_code,
             output=result.output,
@@ -127,6 +126,14 @@ def run_command(request: RunRequest, report: Report, *, stream: bool) -> RunResu
             engine=str(engine),
             devices=servers.reports(),
         )
+        shut_down(machine)
+        return outcome
+
+
+def shut_down(machine: QemuMachine) -> None:
+    """Let the guest end as a machine should: what was written is on the disks, drivers have let go."""
+    with contextlib.suppress(IolaneError):
+        machine.powerdown(SHUTDOWN_LIMIT)
 
 
 def run_console(request: RunRequest, report: Report) -> list[DeviceReport]:

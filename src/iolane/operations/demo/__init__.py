@@ -17,7 +17,7 @@ from iolane.operations.demo.disk import DiskDemo
 from iolane.operations.demo.line import DRIVER as LINE_DRIVER
 from iolane.operations.demo.line import LineDemo
 from iolane.operations.demo.results import Check, DemoResult, DeviceRow, Throughput
-from iolane.operations.run import RunRequest, machine_with_devices
+from iolane.operations.run import RunRequest, machine_with_devices, shut_down
 
 __all__ = ["Check", "DemoResult", "DeviceRow", "Throughput", "run_demo"]
 
@@ -46,6 +46,7 @@ def run_demo(report: Report, *, payload: int = 64 << 20) -> DemoResult:
             }
             reports = {device.name: device for device in servers.reports()}
             boot_seconds = machine.boot_seconds
+            shut_down(machine)
         rows = [_row(reports[name], driver, throughput) for name, (driver, throughput, _) in seen.items()]
         checks = [check for _, _, found in seen.values() for check in found]
         checks += [*_counted(rows[0], DISK_DRIVER, payload), *_counted(rows[1], LINE_DRIVER, 0)]

@@ -9,13 +9,13 @@ from pathlib import Path
 from iolane.engines.qemu.cache import Report
 from iolane.engines.qemu.machine import QemuMachine
 from iolane.model.pci import PciDevice
-from iolane.operations.demo.guest import GuestDevice, checksum, dd_seconds
+from iolane.operations.demo.guest import GuestDevice, checksum, timed
 from iolane.operations.demo.results import Check, Throughput, compare
 
 DRIVER = "nvme"
 CHUNK = 1 << 20
 READ_SIZE = 4 << 10
-READS = 500
+READS = 2000
 """Reads, one after another, for the latency."""
 STEP_LIMIT = 120.0
 
@@ -48,8 +48,8 @@ class DiskDemo:
         guest = GuestDevice(machine, device, "nvme[0-9]*n1")
         size = f"{self._payload >> 20} MiB"
         report(f"the guest reads {size} that were written here ({guest.path}, driver {guest.driver})")
-        timed = f"dd if={guest.path} of=/dev/null bs={CHUNK} count={self._chunks} iflag=direct"
-        read_seconds = dd_seconds(machine.check(timed, timeout=STEP_LIMIT))
+        straight = f"dd if={guest.path} of=/dev/null bs={CHUNK} count={self._chunks} iflag=direct"
+        read_seconds = timed(machine, straight, STEP_LIMIT)
         summed = f"head -c {self._payload} {guest.path} | sha256sum"
         checks = [
             compare(
@@ -63,7 +63,7 @@ class DiskDemo:
         checks.append(compare(f"{size} written by the guest, read here", self._second_half(), guest_digest))
         report(f"the guest reads {READS} times {READ_SIZE >> 10} KiB, one after another")
         singly = f"dd if={guest.path} of=/dev/null bs={READ_SIZE} count={READS} iflag=direct"
-        latency = dd_seconds(machine.check(singly, timeout=STEP_LIMIT)) / READS
+        latency = timed(machine, singly, STEP_LIMIT) / READS
         throughput = Throughput(
             self._payload / write_seconds, self._payload / read_seconds, latency, "4 KiB read, mean"
         )
@@ -76,9 +76,9 @@ class DiskDemo:
         )
         digest = checksum(machine.check("sha256sum /tmp/payload", timeout=STEP_LIMIT))
         target = f"of={guest.path} bs={CHUNK} seek={self._chunks} oflag=direct conv=fsync,notrunc"
-        written = machine.check(f"dd if=/tmp/payload {target}", timeout=STEP_LIMIT)
+        seconds = timed(machine, f"dd if=/tmp/payload {target}", STEP_LIMIT)
         machine.check("rm /tmp/payload")
-        return dd_seconds(written), digest
+        return seconds, digest
 
     def _second_half(self) -> str:
         """The checksum of what is in the image file now, where the guest wrote."""
