@@ -13,6 +13,7 @@ from struct import Struct
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from iolane.carriers.descriptors import close_all, send_message
 from iolane.carriers.vfio_user.protocol import (
     DMA_ACCESS,
     HEADER,
@@ -25,7 +26,7 @@ from iolane.carriers.vfio_user.protocol import (
     HeaderFlag,
 )
 from iolane.carriers.vfio_user.version import Peer
-from iolane.carriers.vfio_user.wire import close_all, error_reply, reply_header, send_message
+from iolane.carriers.vfio_user.wire import error_reply, reply_header
 from iolane.errors import IolaneError
 
 COMMANDS = frozenset(Command)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from iolane.carriers.descriptors import close_all
 from iolane.carriers.vfio_user.channel import Channel, VfioUserError
 from iolane.carriers.vfio_user.protocol import (
     CAPABILITY_HEADER,
@@ -45,7 +46,6 @@ from iolane.carriers.vfio_user.protocol import (
     UnmapFlag,
 )
 from iolane.carriers.vfio_user.version import Capabilities, TwinSocket, encode, parse, peer_of
-from iolane.carriers.vfio_user.wire import close_all
 from iolane.model.interrupts import InterruptIndex
 from iolane.model.region import Area, RegionIndex
 

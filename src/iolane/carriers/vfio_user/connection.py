@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from iolane.carriers.descriptors import send_message
 from iolane.carriers.vfio_user.dma import DmaCommands
 from iolane.carriers.vfio_user.features import FeatureCommands
 from iolane.carriers.vfio_user.irqs import IrqCommands
@@ -30,7 +31,7 @@ from iolane.carriers.vfio_user.rejection import ENDS_CONNECTION, RefusedError, R
 from iolane.carriers.vfio_user.session import STOPPED_STATES, Reply, Request, Session
 from iolane.carriers.vfio_user.trap_loop import ConnectionEndedError, TrapLoop
 from iolane.carriers.vfio_user.version import answer
-from iolane.carriers.vfio_user.wire import Receiver, error_reply, reply_header, send_message
+from iolane.carriers.vfio_user.wire import Receiver, error_reply, reply_header
 from iolane.model.pci import PciDevice
 
 _log = logging.getLogger("iolane.vfio_user")

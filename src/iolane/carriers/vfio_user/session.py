@@ -5,10 +5,10 @@ from __future__ import annotations
 from struct import Struct
 from typing import Any
 
+from iolane.carriers.descriptors import close_all
 from iolane.carriers.vfio_user.protocol import MigrationState
 from iolane.carriers.vfio_user.rejection import RefusedError, Rejection, Statistics
 from iolane.carriers.vfio_user.version import Peer
-from iolane.carriers.vfio_user.wire import close_all
 from iolane.model.pci import PciDevice
 from iolane.model.region import Region, RegionIndex
 

@@ -8,11 +8,9 @@ byte.
 
 from __future__ import annotations
 
-import array
-import os
 import socket
-from collections.abc import Sequence
 
+from iolane.carriers.descriptors import DESCRIPTOR_SIZE, close_all, descriptors_in
 from iolane.carriers.vfio_user.protocol import (
     HEADER,
     HEADER_SIZE,
@@ -22,7 +20,7 @@ from iolane.carriers.vfio_user.protocol import (
     HeaderFlag,
 )
 
-ANCILLARY_SIZE = socket.CMSG_SPACE(MAX_RECEIVED_FDS * array.array("i").itemsize)
+ANCILLARY_SIZE = socket.CMSG_SPACE(MAX_RECEIVED_FDS * DESCRIPTOR_SIZE)
 BUFFER_SLACK = 64 << 10
 """Room behind the longest message, so that a burst of short ones still comes in large reads."""
 UNPACK_SLACK = 64
@@ -67,7 +65,7 @@ class Receiver:
         count, ancillary, flags, _ = self.socket.recvmsg_into(target, ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
         self.end = left + count
         if ancillary:
-            self._last_fds = _descriptors(ancillary)
+            self._last_fds = descriptors_in(ancillary)
         self._last_lost = bool(flags & socket.MSG_CTRUNC)
         self.plain = not (self._first_fds or self._last_fds or self._first_lost or self._last_lost)
         return count > 0
@@ -87,29 +85,6 @@ class Receiver:
         """Close the descriptors that no message has taken."""
         close_all(self._first_fds + self._last_fds)
         self._first_fds, self._last_fds = [], []
-
-
-def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
-    fds = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    return fds.tolist()
-
-
-def close_all(fds: Sequence[int]) -> None:
-    """Close descriptors that a peer sent and nobody took."""
-    for fd in fds:
-        os.close(fd)
-
-
-def send_message(connection: socket.socket, message: bytes, fds: Sequence[int] = ()) -> None:
-    """Send a whole message; its descriptors go with the first byte, in one `sendmsg`."""
-    sent = 0
-    if fds:
-        sent = socket.send_fds(connection, [message], list(fds))
-    if sent < len(message):
-        connection.sendall(memoryview(message)[sent:])
 
 
 def reply_header(message_id: int, command: int, payload_size: int) -> bytes:

@@ -1,0 +1,63 @@
+"""File descriptors that go along with bytes over a Unix stream socket."""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import socket
+from collections.abc import Sequence
+from enum import StrEnum
+
+from iolane.errors import IolaneError
+
+DESCRIPTOR_SIZE = array.array("i").itemsize
+
+
+class SignalKind(StrEnum):
+    """What a descriptor that carries signals is."""
+
+    EVENTFD = "eventfd"
+    PIPE = "pipe"
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close descriptors that a peer sent and nobody took."""
+    for fd in fds:
+        os.close(fd)
+
+
+def descriptors_in(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
+    """The descriptors that `recvmsg` brought."""
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % DESCRIPTOR_SIZE])
+    return fds.tolist()
+
+
+def send_message(connection: socket.socket, message: bytes, fds: Sequence[int] = ()) -> None:
+    """Send a whole message; its descriptors go with the first byte, in one `sendmsg`."""
+    sent = 0
+    if fds:
+        sent = socket.send_fds(connection, [message], list(fds))
+    if sent < len(message):
+        connection.sendall(memoryview(message)[sent:])
+
+
+def prepare_signal(fd: int, *kinds: SignalKind) -> SignalKind:
+    """Make a peer's eventfd (or, where it is among `kinds`, its pipe) safe to read and write: never blocking.
+
+    Raises:
+        IolaneError: it is something else; reading or writing it might block, or do anything.
+    """
+    try:
+        target = os.readlink(f"/proc/self/fd/{fd}")
+        kind = SignalKind.EVENTFD if target == "anon_inode:[eventfd]" else None
+        kind = SignalKind.PIPE if target.startswith("pipe:[") else kind
+        if kind is None or kind not in kinds:
+            raise IolaneError(f"this descriptor must be {' or '.join(kinds)}, not {target}")
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)
+    except OSError as error:
+        raise IolaneError(f"this descriptor cannot be used: {error.strerror}") from error
+    return kind
