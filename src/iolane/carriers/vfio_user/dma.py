@@ -18,7 +18,8 @@ from iolane.memory.mapping import MappingError
 from iolane.model.dma import MapLimitError, MapOverlapError, Permission
 
 SPACE = 1 << 64
-MAP_FLAGS = MapFlag.READ | MapFlag.WRITE | MapFlag.MMAP | MapFlag.FILE_IO
+MAP_FLAGS = int(MapFlag.READ | MapFlag.WRITE | MapFlag.MMAP | MapFlag.FILE_IO)
+"""As a number: the complement of an IntFlag has its own bits only, and lets unknown ones pass."""
 
 
 class DmaCommands:

@@ -20,7 +20,7 @@ from iolane.carriers.vfio_user.rejection import RefusedError, Rejection
 from iolane.carriers.vfio_user.session import Reply, Request, Session
 from iolane.errors import IolaneError
 
-GET, SET, PROBE = FeatureFlag.GET, FeatureFlag.SET, FeatureFlag.PROBE
+GET, SET, PROBE = int(FeatureFlag.GET), int(FeatureFlag.SET), int(FeatureFlag.PROBE)
 OPERATIONS = {
     Feature.MIGRATION: GET,
     Feature.MIG_DEVICE_STATE: GET | SET,
