@@ -1,0 +1,1 @@
+"""Virtio devices, whatever carries them, and each as a PCI function."""
