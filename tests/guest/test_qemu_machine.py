@@ -141,6 +141,18 @@ def test_a_background_child_does_not_hold_the_command(machine: QemuMachine) -> N
     assert machine.run("echo fine").stdout == b"fine\n"
 
 
+def test_a_caller_that_is_interrupted(machine: QemuMachine) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(kind: Type, data: bytes) -> None:
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        machine.run("while :; do echo more and more; done", stdin=b"x" * 50_000, on_output=interrupt)
+    assert machine.run("echo fine").stdout == b"fine\n"
+
+
 def test_files_there_and_back(machine: QemuMachine) -> None:
     for data in (b"", b"\0\xff\r\n\x04", os.urandom(70_001)):
         machine.push("/tmp/new/folder/file", data, mode=0o750)

@@ -8,13 +8,14 @@ control of its own and a buffer of 64 KiB.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import socket
 import struct
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -27,6 +28,9 @@ CHUNK = 2048
 WINDOW = 8192
 MARGIN = 15.0
 """Seconds the guest may take beyond a command's own time limit to say that it is over."""
+
+ABANDON_SECONDS = 5.0
+"""Seconds an abandoned request may take to end."""
 
 _HEADER = struct.Struct("<BBHI")
 _RESULT = struct.Struct("<iIQ")
@@ -96,11 +100,15 @@ class GuestAgent:
     def __init__(self, port: socket.socket) -> None:
         self._port = port
         port.setblocking(True)
+        self._held = bytearray()
+        self._lost_step = ""
         self.release = ""
 
     def wait_hello(self, timeout: float) -> None:
         """Waits for the agent to come up, skipping whatever its port says before."""
         deadline = time.monotonic() + timeout
+        self._held.clear()
+        self._lost_step = ""
         seen = b""
         while not seen.endswith(MARKER):
             seen = seen[-64:] + self._receive(1, deadline, "to start")
@@ -127,9 +135,15 @@ class GuestAgent:
             raise IolaneError("a guest command must be shorter than 16000 characters and hold no NUL")
         started = time.monotonic()
         deadline = started + timeout + MARGIN
-        self._send(Type.RUN, struct.pack("<II", max(1, int(timeout * 1000)), int(merge)) + text.encode())
+        with self._request(Type.KILL, Type.EXIT):
+            self._send(Type.RUN, struct.pack("<II", max(1, int(timeout * 1000)), int(merge)) + text.encode())
+            code, flags, output, errors = self._follow_command(_Feeder(self, stdin), deadline, on_output)
+        return CommandResult(text, code, output, errors, bool(flags & 1), time.monotonic() - started)
+
+    def _follow_command(
+        self, feeder: _Feeder, deadline: float, on_output: OutputFunction | None
+    ) -> tuple[int, int, bytes, bytes]:
         pieces: dict[Type, list[bytes]] = {Type.STDOUT: [], Type.STDERR: []}
-        feeder = _Feeder(self, stdin)
         while True:
             feeder.feed()
             kind, data = self._frame(deadline)
@@ -146,36 +160,38 @@ class GuestAgent:
                 raise AgentError(f"the guest agent answers a command with {kind.name}")
         feeder.settle(deadline)
         output, errors = (b"".join(pieces[kind]) for kind in (Type.STDOUT, Type.STDERR))
-        return CommandResult(text, code, output, errors, bool(flags & 1), time.monotonic() - started)
+        return code, flags, output, errors
 
     def push(self, path: str, data: bytes, mode: int = 0o644, timeout: float = 120.0) -> None:
         """Writes a file in the guest; parents are made; the content is compared by checksum."""
         deadline = time.monotonic() + timeout
-        self._send(Type.PUSH, struct.pack("<I", mode) + path.encode())
-        feeder = _Feeder(self, data)
-        while True:
-            feeder.feed()
-            kind, answer = self._frame(deadline)
-            if kind is Type.CREDIT:
-                feeder.credit(answer)
-            elif kind is Type.RESULT:
-                break
-            else:
-                raise AgentError(f"the guest agent answers a file with {kind.name}")
+        with self._request(Type.DATA, Type.RESULT):
+            self._send(Type.PUSH, struct.pack("<I", mode) + path.encode())
+            feeder = _Feeder(self, data)
+            while True:
+                feeder.feed()
+                kind, answer = self._frame(deadline)
+                if kind is Type.CREDIT:
+                    feeder.credit(answer)
+                elif kind is Type.RESULT:
+                    break
+                else:
+                    raise AgentError(f"the guest agent answers a file with {kind.name}")
         self._check_result(answer, path, zlib.crc32(data), len(data))
 
     def pull(self, path: str, timeout: float = 120.0) -> bytes:
         """Reads a file of the guest; the content is compared by checksum."""
         deadline = time.monotonic() + timeout
-        self._send(Type.PULL, path.encode())
         pieces = []
-        while True:
-            kind, data = self._frame(deadline)
-            if kind is Type.RESULT:
-                break
-            if kind is not Type.CONTENT:
-                raise AgentError(f"the guest agent answers a request for a file with {kind.name}")
-            pieces.append(data)
+        with self._request(None, Type.RESULT):
+            self._send(Type.PULL, path.encode())
+            while True:
+                kind, data = self._frame(deadline)
+                if kind is Type.RESULT:
+                    break
+                if kind is not Type.CONTENT:
+                    raise AgentError(f"the guest agent answers a request for a file with {kind.name}")
+                pieces.append(data)
         content = b"".join(pieces)
         self._check_result(data, path, zlib.crc32(content), len(content))
         return content
@@ -194,6 +210,28 @@ class GuestAgent:
                 f"{path} was damaged on its way ({guest_size} of {size} bytes, checksums differ)"
             )
 
+    @contextlib.contextmanager
+    def _request(self, abandon: Type | None, ending: Type) -> Iterator[None]:
+        """One request. When its caller is interrupted (Ctrl-C, an output function that raises), the guest is
+        told to abandon it and what is still under way is taken, so that the next request finds it in step."""
+        if self._lost_step:
+            raise AgentError(f"the guest agent lost step: {self._lost_step}", remedy="reset the machine")
+        try:
+            yield
+        except AgentError as error:
+            self._lost_step = error.message
+            raise
+        except BaseException:
+            try:
+                if abandon is not None:
+                    self._send(abandon)
+                deadline = time.monotonic() + ABANDON_SECONDS
+                while self._frame(deadline)[0] is not ending:
+                    pass
+            except AgentError as error:
+                self._lost_step = error.message
+            raise
+
     def _send(self, kind: Type, data: bytes = b"") -> None:
         try:
             self._port.sendall(_HEADER.pack(MAGIC, kind, 0, len(data)) + data)
@@ -201,18 +239,24 @@ class GuestAgent:
             raise AgentLostError("the machine's agent port is closed") from error
 
     def _frame(self, deadline: float) -> tuple[Type, bytes]:
-        magic, kind, _, length = _HEADER.unpack(self._receive(_HEADER.size, deadline, "to answer"))
+        self._gather(_HEADER.size, deadline, "to answer")
+        magic, kind, _, length = _HEADER.unpack_from(self._held)
         if magic != MAGIC or length > 1 << 20 or kind not in Type.__members__.values():
             raise AgentError(
                 "the guest agent is out of step", remedy="did the guest restart or write to the agent's port?"
             )
-        return Type(kind), self._receive(length, deadline, "to go on")
+        return Type(kind), self._receive(_HEADER.size + length, deadline, "to go on")[_HEADER.size :]
 
     def _receive(self, length: int, deadline: float, what: str) -> bytes:
-        """Exactly `length` bytes. The kernel gathers them, as QEMU's port passes them on one by one."""
-        buffer = bytearray(length)
-        view = memoryview(buffer)
-        while view:
+        """Exactly `length` bytes."""
+        self._gather(length, deadline, what)
+        data = bytes(self._held[:length])
+        del self._held[:length]
+        return data
+
+    def _gather(self, length: int, deadline: float, what: str) -> None:
+        """Holds at least `length` bytes, which the kernel gathers: QEMU passes them on one by one."""
+        while len(self._held) < length:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise AgentError(f"timed out waiting for the guest agent {what}")
@@ -220,15 +264,14 @@ class GuestAgent:
             timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000) + 1)
             try:
                 self._port.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-                received = self._port.recv_into(view, len(view), socket.MSG_WAITALL)
+                received = self._port.recv(length - len(self._held), socket.MSG_WAITALL)
             except BlockingIOError:
                 continue
             except OSError as error:
                 raise AgentLostError("the machine's agent port is closed") from error
-            if received == 0:
+            if not received:
                 raise AgentLostError("the machine has ended")
-            view = view[received:]
-        return bytes(buffer)
+            self._held += received
 
 
 class _Feeder:

@@ -131,6 +131,8 @@ class Archive:
                 yield session
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
+                for index in (self._state / "cache").glob("*.bin"):
+                    index.unlink()  # large, and made again in a second
 
 
 class _Session:
@@ -269,6 +271,7 @@ def configuration_text(state: Path, scratch: Path, acquire: Sequence[str]) -> st
         'Acquire::AllowInsecureRepositories "false";',
         'Acquire::AllowWeakRepositories "false";',
         'Acquire::Languages "none";',
+        'Acquire::GzipIndexes "true";',
         'Acquire::Retries "3";',
     ]
     return "\n".join(lines) + "\n"

@@ -9,6 +9,7 @@ import os
 import shutil
 import struct
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from iolane.engines.qemu.modules import ModuleTree, module_bytes
 from iolane.errors import IolaneError
 
 AGENT_SOURCE = Path(__file__).with_name("agent.c")
+INITRAMFS_KEPT = 16
 LIBRARY_FOLDERS = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64", "usr/lib64", "lib", "usr/lib")
 
 
@@ -76,7 +78,16 @@ def build_initramfs(kernel: GuestKernel, content: InitramfsContent, cache: Cache
     cache = cache or Cache()
     data = initramfs_bytes(kernel, content, cache)
     key = hashlib.sha256(data).hexdigest()[:16]
+    _forget_old(cache.root / "initramfs")
     return cache.file(f"initramfs/{key}.cpio", lambda target: _write(target, data))
+
+
+def _forget_old(folder: Path) -> None:
+    """Keeps the newest ones; none that a machine may be about to load."""
+    files = sorted((file.stat().st_mtime, file) for file in folder.glob("*.cpio"))
+    for made, file in files[:-INITRAMFS_KEPT]:
+        if made < time.time() - 3600:
+            file.unlink(missing_ok=True)
 
 
 def _write(target: Path, data: bytes) -> None:
