@@ -15,6 +15,8 @@ _log = logging.getLogger("iolane.backends.poller")
 
 READABLE = select.EPOLLIN | select.EPOLLRDHUP
 WRITABLE = select.EPOLLOUT
+HUNG_UP = select.EPOLLRDHUP
+"""The peer has left, whatever it sent before was read or not."""
 
 
 class Poller:

@@ -128,6 +128,20 @@ def test_what_was_sent_before_hanging_up_arrives(tmp_path: Path, pullers: Make) 
     assert bytes(puller.received) == data
 
 
+def test_a_peer_that_leaves_is_noticed_while_nothing_is_read(tmp_path: Path, pullers: Make) -> None:
+    stream = SocketStream(tmp_path / "line")
+    puller = pullers(stream)
+    puller.room = 0
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(str(tmp_path / "line"))
+        puller.wait(lambda: stream.connected)
+        peer.sendall(b"x" * 10_000)
+    puller.wait(lambda: not stream.connected)
+    puller.room = 16
+    puller.notified()
+    assert len(puller.received) == 10_000
+
+
 def test_connecting_stream_waits_for_its_peer(tmp_path: Path, pullers: Make) -> None:
     stream = SocketStream(tmp_path / "line", listen=False)
     puller = pullers(stream)

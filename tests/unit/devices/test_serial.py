@@ -144,6 +144,30 @@ def test_input_waits_for_room(port: SerialDriver, stream: MemoryStream) -> None:
     assert port.get(LSR) == 0x60, "no overrun, ever"
 
 
+def test_input_waits_until_the_port_is_open(port: SerialDriver, stream: MemoryStream) -> None:
+    """Linux clears the FIFOs and reads the buffer when it opens and closes a port: nothing may be in it."""
+    port.put(MCR, OUT2)
+    stream.feed(b"early")
+    assert (port.get(LSR), stream.bytes_read) == (0x60, 0)
+    port.put(MCR, OUT2 | DTR | RTS)
+    assert (port.get(LSR), stream.bytes_read) == (0x61, 5)
+    port.put(MCR, 0)
+    port.put(FCR, 7)
+    stream.feed(b"!")
+    port.put(IER, RECEIVED)
+    assert port.get(DATA) == ord("!"), "a driver that ignores the modem lines"
+
+
+def test_a_driver_stops_the_peer_by_rts(port: SerialDriver, stream: MemoryStream) -> None:
+    """Linux does when a terminal with crtscts is full."""
+    port.put(IER, RECEIVED)
+    port.put(MCR, DTR)
+    stream.feed(b"x" * 100)
+    assert (port.get(LSR), stream.bytes_read) == (0x60, 0)
+    port.put(MCR, DTR | RTS)
+    assert stream.bytes_read == 16
+
+
 def test_without_fifos_one_byte_at_a_time(port: SerialDriver, stream: MemoryStream) -> None:
     port.put(FCR, 0)
     port.put(IER, RECEIVED)
@@ -309,7 +333,7 @@ def test_loopback_of_data(port: SerialDriver, stream: MemoryStream) -> None:
     assert bytes(port.get(DATA) for _ in range(16)) == b"0123456789abcdef"
     assert port.get(LSR) == 0x60
     assert stream.take() == b""
-    port.put(MCR, 0)
+    port.put(MCR, RTS)
     assert bytes(port.get(DATA) for _ in range(12)) == b"from outside"
 
 

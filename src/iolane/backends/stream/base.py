@@ -38,7 +38,10 @@ class StreamBackend(ABC):
 
     @abstractmethod
     def read(self, limit: int) -> bytes:
-        """Up to `limit` bytes; fewer mean that no more are there now and that `notify` tells of the next."""
+        """Up to `limit` bytes; fewer mean that no more are there now and that `notify` tells of the next.
+
+        A limit of 0 only has `notify` tell when the peer leaves. What it sent before can be read later.
+        """
 
     @abstractmethod
     def write(self, data: bytes) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 from pathlib import Path
 
-from iolane.backends.poller import READABLE, WRITABLE, Poller
+from iolane.backends.poller import HUNG_UP, READABLE, WRITABLE, Poller
 from iolane.backends.stream.base import Notify, StreamBackend
 from iolane.errors import IolaneError
 
@@ -49,9 +50,13 @@ class DescriptorStream(StreamBackend):
     def service(self) -> None:
         """As in the base class: what was announced is asked for anew when the device pulls."""
         self._wanted.clear()
+        if self._in >= 0 and _hung_up(self._in):
+            self._read_the_rest()
 
     def read(self, limit: int) -> bytes:
         """As in the base class."""
+        if not limit and self._in >= 0:
+            self._want(self._in, HUNG_UP)
         if len(self._input) < limit and self._in >= 0:
             self._fill()
         data = bytes(self._input[:limit])
@@ -96,14 +101,18 @@ class DescriptorStream(StreamBackend):
 
     def _write_failed(self, data: bytes) -> int:
         """The peer closed its reading side: what it sent is still read, the output has nowhere to go."""
-        while self._in >= 0 and len(self._input) < KEPT_AFTER_LOSS and self._fill():
-            pass
+        self._read_the_rest()
         self.bytes_dropped += len(data)
         if self._out >= 0:
             self._lost()
         return len(data)
 
     # Helpers.
+
+    def _read_the_rest(self) -> None:
+        """The peer has left: read what it sent before, up to the end, which is its loss."""
+        while self._in >= 0 and len(self._input) < KEPT_AFTER_LOSS and self._fill():
+            pass
 
     def _fill(self) -> bool:
         """Read once from the host; False when nothing came."""
@@ -217,3 +226,10 @@ class FileStream(DescriptorStream):
         self.errors += 1
         self.bytes_dropped += len(data)
         return len(data)
+
+
+def _hung_up(fd: int) -> bool:
+    """Whether nobody is at the other end any more."""
+    poll = select.poll()
+    poll.register(fd, select.POLLRDHUP)
+    return any(events & (select.POLLRDHUP | select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))

@@ -2,7 +2,9 @@
 
 The line has no speed of its own: bytes come when the driver has room for them and go when the stream takes
 them. The divisor and the frame format are kept for the driver to read back. A full FIFO loses no input: what
-does not fit stays with the stream.
+does not fit stays with the stream. So does what comes before the port is open, or when the driver's own
+buffers are full, as far as the driver shows it: the peer sends while RTS is asserted, or as long as not even
+DTR is, while the receiver may interrupt.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ from iolane.model.state import StateError
 
 TIMEOUT_NS = 350_000
 """Four frames at 115200 baud: bytes below the trigger level interrupt after it (8.11)."""
-TRANSMIT_NS = 100_000
-"""Bytes that don't fill the FIFO leave after it, so that a burst leaves at once and interrupts once."""
+TRANSMIT_NS = 300_000
+"""Bytes that don't fill the FIFO leave this long after the last: a burst leaves and interrupts once."""
 HOLDING_AND_SHIFT_EMPTY = LineStatus.make(HOLDING_EMPTY=1, EMPTY=1)
 FIFOS_ENABLED = 0xC0
 CONNECTED = 0b1011
@@ -65,6 +67,7 @@ class Uart:
         self._timeout: Timer | None = None
         self._timeout_at = 0
         self._departure: Timer | None = None
+        self._depart_at = 0
         self._break = False
         self.reset()
         registers.hook_read(UartRegisters.DATA, self._read_data)
@@ -181,6 +184,8 @@ class Uart:
         before, self._enable = self._enable, InterruptEnable(value & 0x0F)
         if self._enable.TRANSMITTER_EMPTY and not before.TRANSMITTER_EMPTY and not self._transmit:
             self._transmitter_pending = True
+        self._follow_control()
+        self._pull()
         self._update()
 
     # Data (8.2 divisor latch, 8.4 FIFO control, 8.11 FIFO modes).
@@ -192,7 +197,9 @@ class Uart:
         if self._receiver.data:
             self._expect_timeout()
         else:
-            self._pull()
+            # A driver that is reading goes on while there is data. Below the trigger level no interrupt tells
+            # it what it knows; where INTx is automasked, every assertion costs a round trip.
+            self._pull(max(1, self._receiver.trigger - 1))
         self._update()
         return byte
 
@@ -231,16 +238,19 @@ class Uart:
             self._transmit.clear()
             self._transmitter_pending = True
 
-    def _pull(self) -> None:
+    def _pull(self, most: int = FIFO_DEPTH) -> None:
         """Take from the stream what there is room for."""
         self._follow_lines()
         receiver = self._receiver
-        if self.held or self._loops or not receiver.room:
+        if self.held:
+            return
+        if self._loops or not self._ready or not receiver.room:
+            self.stream.read(0)
             return
         if self.stream.take_break():
             self._counters.add("breaks_received")
             receiver.put(0, BREAK)
-        data = self.stream.read(receiver.room) if receiver.room else b""
+        data = self.stream.read(min(receiver.room, most)) if receiver.room else b""
         for byte in data:
             receiver.put(byte)
         self._counters.add("bytes_received", len(data))
@@ -268,13 +278,17 @@ class Uart:
     # Time. Both timers are left to run out rather than cancelled and made anew for each byte.
 
     def _schedule_departure(self) -> None:
+        self._depart_at = self._clock.now_ns() + TRANSMIT_NS
         if self._departure is None:
-            self._departure = self._clock.call_after(TRANSMIT_NS, self._departure_due)
+            self._departure = self._clock.call_at(self._depart_at, self._departure_due)
 
     def _departure_due(self) -> None:
         self._departure = None
-        self._depart()
-        self._update()
+        if self._transmit and self._clock.now_ns() < self._depart_at:
+            self._departure = self._clock.call_at(self._depart_at, self._departure_due)
+        else:
+            self._depart()
+            self._update()
 
     def _expect_timeout(self) -> None:
         self._timeout_at = self._clock.now_ns() + TIMEOUT_NS
@@ -297,10 +311,11 @@ class Uart:
         self._follow_control()
 
     def _follow_control(self) -> None:
-        """LCR and MCR changed."""
-        line = self.registers.LINE_CONTROL
+        """LCR, MCR or IER changed."""
+        line, modem = self.registers.LINE_CONTROL, self.registers.MODEM_CONTROL
         self._latch = line.DIVISOR_LATCH
-        self._loops = self.registers.MODEM_CONTROL.LOOP
+        self._loops = modem.LOOP
+        self._ready = modem.RTS or (self._enable.RECEIVED and not modem.DTR)
         if bool(line.BREAK) != self._break:
             self._break = bool(line.BREAK)
             self._counters.add("breaks_sent", line.BREAK)
