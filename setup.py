@@ -18,7 +18,7 @@ def extensions() -> list[Extension]:
         Extension(
             ".".join(source.relative_to("src").with_suffix("").parts),
             [str(source if have_cython else source.with_suffix(".c"))],
-            depends=[str(header) for header in sorted(source.parent.glob("*.h"))],
+            depends=[str(part) for kind in ("*.h", "*.pxi") for part in sorted(source.parent.glob(kind))],
             extra_compile_args=COMPILER_ARGUMENTS,
         )
         for source in sorted(Path("src/iolane").rglob("_*.pyx"))

@@ -64,7 +64,7 @@ fingerprint() {
         echo "$1"
         .venv/bin/python -c 'import sys; print(sys.version, sys.prefix)'
         cat pyproject.toml setup.py tools/build_backend.py
-        find src -name '_*.pyx' -o -name '_*.pxd' -o -name '_*.h' | LC_ALL=C sort | while read -r file; do
+        find src -name '_*.pyx' -o -name '_*.pxd' -o -name '_*.h' -o -name '_*.pxi' | LC_ALL=C sort | while read -r file; do
             echo "$file"
             cat "$file"
         done

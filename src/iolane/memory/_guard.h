@@ -172,6 +172,11 @@ static void guard_remove(struct guard_range *range)
     atomic_store(&range->start, 0);
 }
 
+static const void *guard_broken_flag(struct guard_range *range)
+{
+    return &range->broken;
+}
+
 static int guard_is_broken(struct guard_range *range)
 {
     return atomic_load(&range->broken);

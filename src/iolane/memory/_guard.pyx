@@ -20,6 +20,7 @@ cdef extern from "_guard.h" nogil:
     guard_range *guard_add(void *start, size_t length, size_t page, int protection)
     void guard_remove(guard_range *range)
     int guard_is_broken(guard_range *range)
+    const void *guard_broken_flag(guard_range *range)
     size_t guard_page_size(int fd)
     void guard_touch(const unsigned char *address)
 
@@ -144,6 +145,11 @@ cdef class Mapping:
     def address(self):
         """Where the bytes lie in this process, for compiled helpers that hold a view; 0 when unmapped."""
         return <size_t>self.start
+
+    @property
+    def broken_address(self):
+        """Where the 32-bit flag behind `broken` lies, for compiled helpers that hold a view; 0 when unmapped."""
+        return <size_t>guard_broken_flag(self.range) if self.range != NULL else 0
 
     def probe(self, Py_ssize_t offset=0, length=None):
         """Touch the first and last byte of a part, and say whether the mapping is broken.

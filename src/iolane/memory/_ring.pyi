@@ -1,0 +1,61 @@
+from collections.abc import Callable, Iterable
+from typing import final
+
+CHAIN: int
+BAD_INDEX: int
+HEAD_IN_FLIGHT: int
+BROKEN_MEMORY: int
+
+@final
+class RegionTable:
+    def __init__(self, regions: Iterable[tuple[int, int, int, bool, int]], keep: object = None) -> None: ...
+
+@final
+class BlockPath:
+    def __init__(
+        self,
+        fd: int,
+        size: int,
+        mode: int,
+        read_only: bool = False,
+        address: int = 0,
+        broken: int = 0,
+        keep: object = None,
+    ) -> None: ...
+
+@final
+class CompiledQueue:
+    last_available: int
+    used_index: int
+    requests: int
+    bytes_read: int
+    bytes_written: int
+    slow: int
+    kicks: int
+    interrupts: int
+    suppressed: int
+    batches: int
+    broken: bool
+    def __init__(
+        self,
+        *,
+        size: int,
+        descriptors: int,
+        available: int,
+        used: int,
+        regions: RegionTable,
+        event_idx: bool,
+        last_available: int,
+        used_index: int,
+        kick: int,
+        call: int,
+        path: BlockPath | None = None,
+        log: tuple[int, int, int] | None = None,
+        inflight: int = 0,
+        poll_ns: int = 50000,
+    ) -> None: ...
+    def run(self, slow: Callable[[int, int], bool]) -> None: ...
+    def stop(self) -> None: ...
+    def complete(self, head: int, written: int) -> None: ...
+    def settle(self) -> None: ...
+    def set_call(self, fd: int) -> None: ...

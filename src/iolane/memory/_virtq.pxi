@@ -1,0 +1,67 @@
+# The layout of a split virtqueue (virtio 1.3, 2.7) and the fences it needs.
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #define ring_load16(p) __atomic_load_n((const uint16_t *)(p), __ATOMIC_ACQUIRE)
+    #define ring_store16(p, v) __atomic_store_n((uint16_t *)(p), (uint16_t)(v), __ATOMIC_RELEASE)
+    #define ring_load32(p) __atomic_load_n((const uint32_t *)(p), __ATOMIC_ACQUIRE)
+    #define ring_store32(p, v) __atomic_store_n((uint32_t *)(p), (uint32_t)(v), __ATOMIC_RELEASE)
+    #define ring_or8(p, v) __atomic_fetch_or((uint8_t *)(p), (uint8_t)(v), __ATOMIC_SEQ_CST)
+    #define ring_exchange32(p, v) __atomic_exchange_n((uint32_t *)(p), (uint32_t)(v), __ATOMIC_ACQUIRE)
+    #define ring_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+    #if defined(__x86_64__)
+    #define ring_relax() __builtin_ia32_pause()
+    #else
+    #define ring_relax() __atomic_signal_fence(__ATOMIC_SEQ_CST)
+    #endif
+    """
+    uint16_t ring_load16(const void *) nogil
+    void ring_store16(void *, uint16_t) nogil
+    uint32_t ring_load32(const void *) nogil
+    void ring_store32(void *, uint32_t) nogil
+    uint32_t ring_exchange32(void *, uint32_t) nogil
+    void ring_or8(void *, uint8_t) nogil
+    void ring_fence() nogil
+    void ring_relax() nogil
+
+cdef packed struct Descriptor:
+    uint64_t address
+    uint32_t length
+    uint16_t flags
+    uint16_t next
+
+cdef packed struct UsedElement:
+    uint32_t head
+    uint32_t written
+
+# Shared memory of vhost-user's in-flight tracking (vhost-user.rst, "Inflight I/O tracking", split virtqueue).
+cdef packed struct InflightDescriptor:
+    uint8_t inflight
+    uint8_t padding[5]
+    uint16_t next
+    uint64_t counter
+
+cdef packed struct InflightHeader:
+    uint64_t features
+    uint16_t version
+    uint16_t desc_num
+    uint16_t last_batch_head
+    uint16_t used_idx
+
+cdef enum:
+    F_NEXT = 1
+    F_WRITE = 2
+    F_INDIRECT = 4
+    NO_NOTIFY = 1
+    NO_INTERRUPT = 1
+    LARGEST_QUEUE = 32768
+    LARGEST_CHAIN = 132  # header, 128 pieces of data, status, and two to spare
+    LARGEST_TABLE = 520  # regions: vhost-user has at most 509 memory slots
+
+cdef struct Region:
+    uint64_t start
+    uint64_t size
+    uint8_t *host
+    bint writable
+    const uint32_t *broken
