@@ -3,7 +3,7 @@
 from iolane.model.dma.fault import DmaFault, FaultReason
 from iolane.model.dma.permission import READ_WRITE, Direction, Permission
 from iolane.model.dma.pin import Pinned
-from iolane.model.dma.space import DmaSpace, IndirectAccess, MapLimitError, MapOverlapError
+from iolane.model.dma.space import DmaSpace, IndirectAccess, MapLimitError, MapOverlapError, WriteLog
 from iolane.model.dma.table import MapKind
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "MapOverlapError",
     "Permission",
     "Pinned",
+    "WriteLog",
 ]

@@ -36,6 +36,12 @@ class MapLimitError(IolaneError):
     """More maps than `MAPS_LIMIT`."""
 
 
+class WriteLog(Protocol):
+    """Is told of each write, after it; of memory that `view` and `scatter` hand out, before."""
+
+    def mark(self, iova: int, length: int) -> None: ...
+
+
 class IndirectAccess(Protocol):
     """Reaches memory that can't be mapped, by asking its owner. Refused: IolaneError or OSError."""
 
@@ -93,7 +99,7 @@ class DmaSpace:
         self._views: dict[Mapping, _File] = {}
         self._table = MapTable()
         self._hit = NO_MAP
-        self._dirty: DirtyLog | None = None
+        self._dirty: WriteLog | None = None
 
     # Maps.
 
@@ -446,9 +452,13 @@ class DmaSpace:
 
     def collect_dirty(self, iova: int, size: int) -> bytes:
         """One bit a page since the last call, the first page in the lowest bit."""
-        if self._dirty is None:
+        if not isinstance(self._dirty, DirtyLog):
             raise IolaneError(f"no dirty log was started for {self.device}")
         return self._dirty.collect(iova, size)
+
+    def share_dirty_log(self, log: WriteLog) -> None:
+        """Log into somebody else's bitmap (vhost-user's LOG_SHMFD) until `stop_dirty_log`."""
+        self._dirty = log
 
     def stop_dirty_log(self) -> None:
         self._dirty = None

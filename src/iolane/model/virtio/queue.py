@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from iolane.errors import IolaneError
 from iolane.model.counters import Counters
@@ -14,6 +14,8 @@ from iolane.model.virtio.features import Feature
 from iolane.model.virtio.rejection import BrokenRing, RingRejection, buffer_rejection
 from iolane.model.virtio.split_ring import Ring, SplitRing
 from iolane.model.virtio.state import QueueState
+
+R = TypeVar("R", bound=SplitRing)
 
 
 class QueueOwner(Protocol):
@@ -273,8 +275,13 @@ class Virtqueue:
 
 def split_ring(queue: Virtqueue, last_available: int, used_index: int | None) -> SplitRing:
     """The rings of a queue on the readable data plane."""
+    return make_split_ring(SplitRing, queue, last_available, used_index)
+
+
+def make_split_ring(kind: type[R], queue: Virtqueue, last_available: int, used_index: int | None) -> R:
+    """The same for a carrier's own kind of split ring."""
     device = queue.device
-    return SplitRing(
+    return kind(
         device.dma,
         queue.size,
         queue.descriptors,

@@ -1,0 +1,3 @@
+from iolane.memory.mapping import Mapping
+
+def set_bits(buffer: Mapping | memoryview | bytearray, first: int, count: int) -> int: ...
