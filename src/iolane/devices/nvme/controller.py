@@ -159,12 +159,12 @@ class Nvme(PciDevice):
     @bar0.on_write(NvmeRegisters.INTMS)
     def mask_interrupts(self, bits: Register32) -> None:
         """Interrupt Mask Set (Base 3.1.3.3)."""
-        self._set_interrupt_mask(self.state.interrupt_mask | bits)
+        self._set_interrupt_mask(self.state.interrupt_mask | int(bits))
 
     @bar0.on_write(NvmeRegisters.INTMC)
     def unmask_interrupts(self, bits: Register32) -> None:
         """Interrupt Mask Clear (Base 3.1.3.4)."""
-        self._set_interrupt_mask(self.state.interrupt_mask & ~bits)
+        self._set_interrupt_mask(self.state.interrupt_mask & ~int(bits))
 
     def _set_interrupt_mask(self, mask: int) -> None:
         self.bar0.INTMS = self.bar0.INTMC = mask
@@ -172,7 +172,7 @@ class Nvme(PciDevice):
 
     @bar0.on_write(NvmeRegisters.DOORBELL)
     def ring(self, index: int, value: Register32) -> None:
-        """Doorbells (PCIe Transport 3.1.2): tail of submission queue y at 2y, head of its completion queue next."""
+        """Doorbells (PCIe Transport 3.1.2): submission queue y has 2y, completion queue y has 2y + 1."""
         if not self.running:
             return
         qid = index >> 1
@@ -195,7 +195,7 @@ class Nvme(PciDevice):
                 self.report_doorbell(ErrorEvent.INVALID_DOORBELL_VALUE)
                 return
         elif queue.accepts(tail):
-            queue.tail = tail
+            queue.tail = int(tail)
             self.shadow.rung(2 * queue.qid, tail)
         else:
             self.report_doorbell(ErrorEvent.INVALID_DOORBELL_VALUE)
@@ -209,7 +209,7 @@ class Nvme(PciDevice):
                 return
             self.shadow.refresh_head(queue)
         elif queue.accepts(head):
-            queue.head = head
+            queue.head = int(head)
             self.shadow.rung(2 * queue.qid + 1, head)
         else:
             self.report_doorbell(ErrorEvent.INVALID_DOORBELL_VALUE)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from iolane.devices.nvme.queues import CompletionQueue
 from iolane.model.clock import Timer
 from iolane.model.interrupts import InterruptIndex, InterruptMode
+from iolane.model.pci.caps.msi import MsiCapability
 
 if TYPE_CHECKING:
     from iolane.devices.nvme.controller import Nvme
@@ -34,8 +35,8 @@ class Signals:
         match interrupts.mode:
             case InterruptMode.MSIX:
                 return interrupts.group(InterruptIndex.MSIX).count
-            case InterruptMode.MSI:
-                return interrupts.group(InterruptIndex.MSI).count
+            case InterruptMode.MSI if isinstance(interrupts.msi, MsiCapability):
+                return interrupts.msi.granted
         return 1
 
     def mark(self, queue: CompletionQueue) -> None:
