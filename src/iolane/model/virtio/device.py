@@ -85,10 +85,10 @@ class VirtioDevice(Device):
         """The driver and the device agreed on features."""
 
     def fill_config(self) -> None:
-        """Set the configuration registers: after a reset, a load, and when something changed."""
+        """Set the configuration registers: after a reset, a load, and when something changed.
 
-    def on_config_write(self, offset: int, length: int) -> None:
-        """The driver wrote configuration registers; they hold the new values."""
+        Those that the driver writes are hooked (`self.config.hook_write`).
+        """
 
     def on_driver_ok(self) -> None:
         """The driver is ready; queues run."""
@@ -187,7 +187,6 @@ class VirtioDevice(Device):
         """The driver (or the carrier for it) writes configuration; what is read-only stays."""
         for at, byte in enumerate(data, offset):
             self.config.write(at, 1, byte)
-        self.on_config_write(offset, len(data))
 
     @property
     def config_size(self) -> int:

@@ -123,7 +123,7 @@ class DriverRing:
     def send(
         self, data: bytes | Sequence[bytes], room: int | Sequence[int] = 0, *, indirect: bool = False
     ) -> int:
-        """Like `add` of buffers made for it: `data` to read, `room` bytes to write; either may be in pieces."""
+        """Like `add`, with memory made for it: `data` to read, `room` bytes to write; either in pieces."""
         parts = [data] if isinstance(data, bytes) else list(data)
         rooms = [room] if isinstance(room, int) else list(room)
         readable = [(self.memory.allocate(len(part)), len(part)) for part in parts if part]
