@@ -6,22 +6,15 @@ import os
 import signal
 import sys
 import traceback
-from types import FrameType
 
 from iolane._version import __version__
+from iolane.cli import signals
+from iolane.cli.signals import Terminated
 from iolane.errors import IolaneError
 
 FAILED, USAGE = 1, 2
 SIGNALLED = 128
 """A process that a signal ends has 128 + its number as exit code, as in a shell."""
-
-
-class Terminated(BaseException):
-    """SIGTERM or SIGHUP came: unwinds through every context manager, so that nothing is left behind."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -30,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     if given in (["--version"], ["-V"]):
         print(f"iolane {__version__}")
         return
-    _install_signal_handlers()
+    signals.install()
     debug = (
         bool(os.environ.get("IOLANE_DEBUG"))
         or "--debug" in given[: given.index("--") if "--" in given else None]
@@ -122,21 +115,3 @@ def _say(line: str) -> None:
 def _discard_stdout() -> None:
     """Nobody reads any more: keep the interpreter from complaining when it flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _install_signal_handlers() -> None:
-    """The first signal unwinds; later ones wait until the clean-up is done."""
-
-    def unwind(number: int, frame: FrameType | None) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(each, _patience)
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise Terminated(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, unwind)
-
-
-def _patience(number: int, frame: FrameType | None) -> None:
-    os.write(2, b"iolane: cleaning up, one moment\n")

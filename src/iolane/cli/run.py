@@ -99,7 +99,7 @@ def run(
     is the guest's console; Ctrl-] ends it.
 
     Examples: `iolane run --device examples/adder.py:Adder`;
-    `iolane run --device nvme,image=disk.raw -- lsblk`;
+    `iolane run --device nvme,image=disk.raw -- cat /proc/partitions`;
     `iolane run --device nvme,image=disk.raw --json -- 'md5sum < /dev/nvme0n1'`;
     `iolane run --device nvme,image=debian.raw,id=root --boot root --memory 2G`.
     """

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from iolane.cli.output import Json, print_json
+from iolane.cli.signals import Terminated
 
 
 def serve(
@@ -33,8 +36,6 @@ def serve(
     Examples: `iolane serve adder.py:Adder --socket /tmp/adder.sock`;
     `iolane serve nvme,image=disk.raw --socket /run/disk.sock`.
     """
-    import shlex
-
     from iolane.operations.serving import DeviceServers, ready_lines, wait_for_end
     from iolane.operations.tracing import parse_trace
 
@@ -47,5 +48,6 @@ def serve(
             print(f"{ready.name} ({ready.type}) is served on {ready.socket}\n")
             print(f"for QEMU, with guest memory that can be shared:\n  {shlex.join(ready.qemu)}\n")
             print(f"for libvirt, in the domain's XML:\n{ready.libvirt}\n\nCtrl-C ends it", flush=True)
-        wait_for_end(lifeline)
+        with contextlib.suppress(Terminated):  # how a service is stopped
+            wait_for_end(lifeline)
     return 0

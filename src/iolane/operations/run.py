@@ -140,9 +140,9 @@ def run_console(request: RunRequest, report: Report) -> list[DeviceReport]:
     """Boot with the terminal as the console, until the escape key or the machine's end."""
     with machine_with_devices(request, report, interactive=True) as (machine, servers, _):
         report(f"the guest's console; {ESCAPE_NAME} ends the machine")
-        escaped = interact(machine.console, machine.wait_end)
+        escaped = interact(machine.console)
         print("\r")
-        report("ended" if escaped else "the machine ended by itself")
+        report("ended by the escape key" if escaped else "the machine ended by itself")
         return servers.reports()
 
 

@@ -7,7 +7,6 @@ import os
 import select
 import sys
 import termios
-import threading
 import tty
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -25,8 +24,11 @@ class ConsoleLike(Protocol):
     def write(self, data: bytes) -> None:
         """Types `data`."""
 
-    def attach(self, listener: Callable[[bytes], None] | None) -> bytes:
-        """Gives what was shown so far, and what comes to `listener`."""
+    def attach(self, listener: Callable[[bytes], None] | None) -> None:
+        """Gives `listener` what was shown so far, and what comes."""
+
+    def on_end(self, call: Callable[[], object] | None) -> None:
+        """Calls `call` when the machine has ended, at once if it has."""
 
 
 def require_terminal() -> None:
@@ -49,28 +51,19 @@ def raw_terminal(descriptor: int) -> Iterator[None]:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
-def interact(console: ConsoleLike, wait_end: Callable[[], object]) -> bool:
-    """Connect the terminal until the escape key (True) or until the machine ends (False).
-
-    Args:
-        console: the guest's console.
-        wait_end: returns when the machine has ended.
-    """
+def interact(console: ConsoleLike) -> bool:
+    """Connect the terminal until the escape key (True) or until the machine ends (False)."""
     keyboard, screen = sys.stdin.fileno(), sys.stdout.fileno()
-    ended_reader, ended_writer = os.pipe()
-
-    def watch() -> None:
-        wait_end()
-        os.close(ended_writer)
-
+    ended = os.eventfd(0, os.EFD_CLOEXEC)
     with raw_terminal(keyboard):
-        threading.Thread(target=watch, name="machine's end", daemon=True).start()
-        _write_all(screen, console.attach(lambda data: _write_all(screen, data)))
+        console.attach(lambda data: _write_all(screen, data))
+        console.on_end(lambda: os.eventfd_write(ended, 1))
         try:
-            return _pump(keyboard, console, ended_reader)
+            return _pump(keyboard, console, ended)
         finally:
+            console.on_end(None)
             console.attach(None)
-            os.close(ended_reader)
+            os.close(ended)
 
 
 def _pump(keyboard: int, console: ConsoleLike, ended: int) -> bool:

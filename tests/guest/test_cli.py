@@ -1,0 +1,271 @@
+"""`iolane run` and `iolane demo` as a user meets them: exit codes, JSON, the console, Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.support import ADDER, IOLANE
+
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    """A runtime folder and one for temporary files of the test's own: what stays there was left behind."""
+    runtime, temporary = Path(f"/tmp/iolane-test-{os.getpid()}"), tmp_path / "tmp"
+    runtime.mkdir(mode=0o700, exist_ok=True)
+    temporary.mkdir()
+    return {**os.environ, "XDG_RUNTIME_DIR": str(runtime), "TMPDIR": str(temporary), "IOLANE_DEBUG": ""}
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(env: dict[str, str]) -> Iterator[None]:
+    """No process, socket or file of a run outlives it."""
+    yield
+    assert left_behind(env) == []
+    with contextlib.suppress(FileNotFoundError):
+        Path(env["XDG_RUNTIME_DIR"], "iolane").rmdir()
+    Path(env["XDG_RUNTIME_DIR"]).rmdir()
+
+
+def left_behind(env: dict[str, str]) -> list[str]:
+    runtime = Path(env["XDG_RUNTIME_DIR"])
+    files = [str(path) for path in runtime.rglob("*") if path.name != "iolane"]
+    files += [str(path) for path in Path(env["TMPDIR"]).iterdir()]
+    marker = f"XDG_RUNTIME_DIR={runtime}\0".encode()
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if process.name.isdecimal() and marker in (process / "environ").read_bytes():
+                files.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return files
+
+
+def run(*arguments: str, env: dict[str, str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*IOLANE, *arguments],
+        env=env,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+def test_output_and_exit_code_pass_through(env: dict[str, str]) -> None:
+    done = run(
+        "run",
+        "--quiet",
+        "--device",
+        ADDER,
+        "--",
+        "cat /sys/bus/pci/devices/*/device; echo bad >&2; exit 7",
+        env=env,
+    )
+    assert done.returncode == 7
+    assert "0x11ad" in done.stdout.splitlines()
+    assert done.stderr.splitlines() == ["bad"]
+
+
+def test_several_words_are_taken_literally(env: dict[str, str]) -> None:
+    done = run("run", "--quiet", "--", "printf", "%s|", "a  b", "$HOME", "it's", "*", env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "a  b|$HOME|it's|*|"
+
+
+def test_a_command_that_takes_too_long(env: dict[str, str]) -> None:
+    done = run("run", "--quiet", "--timeout", "1.5", "--json", "--", "echo begun; sleep 100", env=env)
+    assert done.returncode == 124
+    result = json.loads(done.stdout)
+    assert result["timed_out"]
+    assert result["output"] == "begun\n"
+
+
+def test_json_holds_the_output_and_what_the_devices_counted(env: dict[str, str], tmp_path: Path) -> None:
+    image = tmp_path / "disk,1.raw"
+    content = os.urandom(4 << 20)
+    image.write_bytes(content)
+    escaped = str(image).replace(",", ",,")
+    command = "sha256sum < /dev/nvme0n1; printf written > /dev/nvme0n1; sync"
+    done = run("run", "--device", f"nvme,image={escaped},id=disk", "--json", "--", command, env=env)
+    result = json.loads(done.stdout)
+    assert done.returncode == result["exit_code"] == 0
+    assert result["output"].split()[0] == hashlib.sha256(content).hexdigest()
+    (device,) = result["devices"]
+    assert (device["name"], device["type"], device["interrupt_mode"]) == ("disk", "Nvme", "msix")
+    assert device["counters"]["traps"] > 100
+    assert device["counters"]["dma_bytes_written"] >= len(content)
+    assert image.read_bytes() == b"written" + content[7:]
+    assert "up after" in done.stderr, "progress goes to stderr"
+
+
+def test_a_device_in_its_own_process_and_one_served_elsewhere(env: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "edu.sock"
+    server = subprocess.Popen(
+        [*IOLANE, "serve", "edu", "--socket", str(path), "--json"], env=env, stdout=subprocess.PIPE
+    )
+    try:
+        assert server.stdout is not None
+        assert json.loads(server.stdout.readline())["socket"] == str(path)
+        devices = ["--device", f"{ADDER},process=own,id=own", "--device", f"socket={path},id=elsewhere"]
+        done = run("run", "--quiet", *devices, "--json", "--", "cat /sys/bus/pci/devices/*/device", env=env)
+        result = json.loads(done.stdout)
+        assert {"0x11ad", "0x11e8"} <= set(result["output"].split())
+        assert [device["name"] for device in result["devices"]] == ["own"]
+        listed = json.loads(run("devices", "--json", env=env).stdout)
+        assert [device["name"] for process in listed for device in process["devices"]] == ["edu0"]
+    finally:
+        server.terminate()
+        assert server.wait(20) == 0
+    assert not path.exists()
+
+
+@contextlib.contextmanager
+def in_terminal(*arguments: str, env: dict[str, str]) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """The command with a terminal of its own; ended if it is still there."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*IOLANE, *arguments], env=env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
+    os.close(theirs)  # what is read ends when the command does
+    try:
+        yield process, ours
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def read_until(terminal: int, pattern: str, timeout: float = 90.0) -> str:
+    shown = b""
+    deadline = time.monotonic() + timeout
+    while not re.search(pattern.encode(), shown):
+        ready, _, _ = select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))
+        assert ready, f"no {pattern!r} in {shown.decode(errors='replace')}"
+        shown += os.read(terminal, 4096)
+    return shown.decode(errors="replace")
+
+
+def test_the_console_is_a_terminal_and_the_escape_key_ends_it(env: dict[str, str]) -> None:
+    with in_terminal("run", "--device", ADDER, env=env) as (process, terminal):
+        before = termios.tcgetattr(terminal)
+        assert "Ctrl-] ends the machine" in read_until(terminal, "Ctrl-] ends")
+        read_until(terminal, "# ")
+        os.write(terminal, b"echo $((6*7)).\r")
+        read_until(terminal, r"\n42\.")
+        os.write(terminal, b"echo begin $((1+1)); sleep 1000\r")
+        read_until(terminal, r"\nbegin 2")
+        os.write(terminal, b"\x03")
+        os.write(terminal, b"echo interrupted=$?\r")
+        read_until(terminal, "interrupted=130")
+        os.write(terminal, b"\x1d")
+        read_until(terminal, "ended by the escape key")
+        assert termios.tcgetattr(terminal) == before, "the terminal is as it was"
+        assert process.wait(30) == 0
+
+
+def test_the_console_ends_with_the_machine(env: dict[str, str]) -> None:
+    with in_terminal("run", env=env) as (process, terminal):
+        read_until(terminal, "# ")
+        os.write(terminal, b"poweroff -f\r")
+        read_until(terminal, "the machine ended by itself")
+        assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("moment", ["booting", "up after"])
+def test_signals_end_a_run_and_leave_nothing(
+    env: dict[str, str], number: signal.Signals, moment: str
+) -> None:
+    devices = ["--device", f"{ADDER},process=own", "--device", "edu"]
+    process = subprocess.Popen(
+        [*IOLANE, "run", *devices, "--", "sleep 1000"],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    said = ""
+    while moment not in said:
+        said = process.stderr.readline()
+        assert said, "it ended too early"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in errors
+
+
+def test_a_killed_run_is_cleaned_up_after_by_the_next(env: dict[str, str]) -> None:
+    devices = ["--device", f"{ADDER},process=own", "--device", "edu"]
+    process = subprocess.Popen(
+        [*IOLANE, "run", *devices, "--", "sleep 1000"], env=env, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    while "up after" not in process.stderr.readline():
+        pass
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 20
+    while json.loads(run("devices", "--json", env=env).stdout):  # the device's own process ends by itself
+        assert time.monotonic() < deadline
+
+
+def test_the_demo_in_a_fresh_folder(env: dict[str, str], tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    done = run("demo", "--json", env=env, cwd=here)
+    assert done.returncode == 0, done.stderr + done.stdout
+    result = json.loads(done.stdout)
+    assert result["ok"]
+    assert all(check["ok"] for check in result["checks"])
+    assert [device["driver"] for device in result["devices"]] == ["nvme", "serial"]
+    assert list(here.iterdir()) == []
+
+
+def test_the_demo_fails_when_something_disagrees(env: dict[str, str], tmp_path: Path) -> None:
+    """A disk that changes one bit of what is written to it is caught."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import iolane.backends.file as file\n"
+        "honest = file.FileBackend.writev\n"
+        "def writev(self, offset, buffers):\n"
+        "    data = bytearray(b''.join(buffers))\n"
+        "    data[0] ^= 1\n"
+        "    honest(self, offset, [memoryview(data)])\n"
+        "file.FileBackend.writev = writev\n"
+    )
+    done = run("demo", "--quiet", env=env | {"PYTHONPATH": str(site)})
+    assert done.returncode == 1
+    assert "FAIL  64 MiB written by the guest, read here" in done.stdout
+    assert "SOMETHING DISAGREES" in done.stdout
+
+
+def test_ctrl_c_in_the_demo(env: dict[str, str]) -> None:
+    process = subprocess.Popen(
+        [*IOLANE, "demo"], env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    while "the guest writes" not in process.stderr.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
