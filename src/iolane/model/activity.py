@@ -13,14 +13,17 @@ class Activity:
     """Counts work in flight. Everything is called with the device's lock held.
 
     A callback that itself waits for the device to be idle (it resets the device, say) would wait for itself,
-    or for another callback that waits in the same way. So what runs on the waiting thread's own stack does
-    not count while it waits.
+    or for another callback that waits in the same way. So callbacks that wait don't count for one another; for
+    everybody else they do.
     """
 
     def __init__(self, lock: threading.Condition, report: Callable[[str, Exception], None]) -> None:
         self._lock = lock
         self._report = report
         self._own: dict[int, int] = {}
+        """Callbacks on the stack of each thread."""
+        self._waiting: dict[int, int] = {}
+        """How deep each thread is in `wait`."""
         self.count = 0
 
     def begin(self) -> None:
@@ -47,15 +50,21 @@ class Activity:
 
         `before_wait` does what can only be done on this thread.
         """
-        own = self._own.get(threading.get_ident(), 0)
-        self.count -= own
-        if own:
+        thread = threading.get_ident()
+        self._waiting[thread] = self._waiting.get(thread, 0) + 1
+        if thread in self._own:
             self._lock.notify_all()
         try:
             while True:
                 before_wait()
-                if not self.count:
+                if self.count == (self._parked() if thread in self._own else 0):
                     return
                 self._lock.wait()
         finally:
-            self.count += own
+            self._waiting[thread] -= 1
+            if not self._waiting[thread]:
+                del self._waiting[thread]
+
+    def _parked(self) -> int:
+        """Callbacks on the stacks of threads that wait."""
+        return sum(self._own.get(thread, 0) for thread in self._waiting)
