@@ -13,8 +13,8 @@ class Activity:
     """Counts work in flight. Everything is called with the device's lock held.
 
     A callback that itself waits for the device to be idle (it resets the device, say) would wait for itself,
-    or for another callback that waits in the same way. So callbacks that wait don't count for one another; for
-    everybody else they do.
+    or for another callback that waits in the same way. So callbacks that wait don't count for one another;
+    for everybody else they do.
     """
 
     def __init__(self, lock: threading.Condition, report: Callable[[str, Exception], None]) -> None:
