@@ -19,8 +19,11 @@ from iolane.model.pci import PciDevice
 __all__ = ["Available", "available", "create", "names", "parse", "resolve"]
 
 BUILT_IN = {
+    "block": "iolane.devices.virtio.block:BlockFunction",
+    "console": "iolane.devices.virtio.console:ConsoleFunction",
     "edu": "iolane.devices.edu:Edu",
     "nvme": "iolane.devices.nvme:Nvme",
+    "rng": "iolane.devices.virtio.rng:RngFunction",
     "serial": "iolane.devices.serial:PciSerial",
 }
 ENTRY_POINT_GROUP = "iolane.devices"

@@ -219,9 +219,8 @@ class VirtioDevice(Device):
 
     def on_resume(self) -> None:
         """Look for what the driver did in the meantime."""
-        if self.dma.maps:
-            for queue in self.queues:
-                queue.service()
+        for queue in self.queues:
+            queue.service()
 
     def on_disconnect(self) -> None:
         """The driver's memory is gone, and with it the queues."""

@@ -69,6 +69,7 @@ class Virtqueue:
         self.interrupts = self.suppressed = self.rejections = 0
         self._again: list[int] = []
         """Heads that were in flight elsewhere and are to be done again."""
+        self._loaded = False
         self._depth = 0
         self._given_back = False
         self._clear()
@@ -140,9 +141,13 @@ class Virtqueue:
 
     def service(self) -> None:
         """Let the device look at the queue, if it may run now."""
-        if self.running and not self.device.paused and self.device.dma.enabled:
-            with self.batch():
-                self.device.on_kick(self)
+        if not self.running or self.device.paused or not self.device.dma.enabled:
+            return
+        if self._loaded and not self.device.dma.maps:
+            return  # a state was loaded, the memory that it is about is still to come
+        self._loaded = False
+        with self.batch():
+            self.device.on_kick(self)
 
     # The device's logic.
 
@@ -254,6 +259,7 @@ class Virtqueue:
         if state.running:
             self.ring = self.make_ring(self, state.last_available, state.used_index)
             self._again = list(state.in_flight)
+            self._loaded = True
 
     def statistics(self) -> dict[str, int | float | str]:
         """Counts, by the names that `iolane devices` shows."""
