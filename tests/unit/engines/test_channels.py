@@ -184,8 +184,15 @@ def test_a_terminal_on_the_console(tmp_path: Path) -> None:
     keyboard, terminal = pty.openpty()
     before = termios.tcgetattr(terminal)
     shown: list[bytes] = []
-    user = threading.Thread(target=interact, args=(console, terminal, shown.append))
+    connected = threading.Event()
+
+    def show(data: bytes) -> None:
+        shown.append(data)
+        connected.set()  # the terminal is in raw mode by now
+
+    user = threading.Thread(target=interact, args=(console, terminal, show))
     user.start()
+    assert connected.wait(5.0)
     os.write(keyboard, b"ls\x03")  # Ctrl-C is the guest's
     assert guests.recv(2, socket.MSG_WAITALL) == b"ls"
     assert guests.recv(1) == b"\x03"
