@@ -7,7 +7,6 @@ device runs in PRE_COPY, where there is nothing to send yet; in STOP_COPY its wh
 from __future__ import annotations
 
 from iolane.carriers.vfio_user.protocol import (
-    MAX_MIGRATION_STATE,
     MIGRATION_DATA,
     MigrationState,
 )
@@ -23,6 +22,8 @@ ARCS = {
     S.RESUMING: frozenset({S.STOP}),
 }
 """ "Direct State Transitions"."""
+STATE_SLACK = 1 << 20
+"""Bytes that a state may have beyond twice this device's own."""
 SAVING = frozenset({S.PRE_COPY, S.STOP_COPY})
 
 
@@ -54,6 +55,7 @@ class Migration:
         self._session = session
         self._outgoing = memoryview(b"")
         self._incoming = bytearray()
+        self._longest = 0
 
     def set_state(self, number: int) -> None:
         """Go to the state of `number`. Under the device's lock."""
@@ -78,6 +80,8 @@ class Migration:
             self._outgoing = memoryview(b"")
         if state is S.STOP_COPY:
             self._outgoing = memoryview(device.save())
+        elif state is S.RESUMING:
+            self._longest = STATE_SLACK + 2 * len(device.save())
         elif state is S.RUNNING and left in STOPPED_STATES:
             device.resume()
         self._session.enter(state)
@@ -124,7 +128,7 @@ class Migration:
             )
         if argsz < MIGRATION_DATA.size + size:
             raise RefusedError(Rejection.ARGSZ, f"{argsz} for {size} bytes of migration data")
-        if self._session.state is not S.RESUMING or len(self._incoming) + size > MAX_MIGRATION_STATE:
+        if self._session.state is not S.RESUMING or len(self._incoming) + size > self._longest:
             raise RefusedError(
                 Rejection.MIGRATION_DATA, f"write of {size} bytes in {self._session.state.name}"
             )

@@ -229,5 +229,3 @@ MAX_DATA_XFER = 1 << 20
 """What we advertise; QEMU ends the connection where a larger value than its own maximum is named."""
 MAX_MESSAGE_SIZE = HEADER_SIZE + 64 + MAX_DATA_XFER
 """No message that respects MAX_DATA_XFER is longer."""
-MAX_MIGRATION_STATE = 256 << 20
-"""The longest state that a client may send in the RESUMING state."""

@@ -82,9 +82,11 @@ class Receiver:
         return fds, lost
 
     def close(self) -> None:
-        """Close the descriptors that no message has taken."""
+        """Close the descriptors that no message has taken; let go of the buffer, whoever still holds this."""
         close_all(self._first_fds + self._last_fds)
         self._first_fds, self._last_fds = [], []
+        self.buffer, self.view, self._whole = bytearray(), memoryview(b""), []
+        self.position = self.end = 0
 
 
 def reply_header(message_id: int, command: int, payload_size: int) -> bytes:

@@ -6,12 +6,13 @@ import gc
 import os
 import socket
 import threading
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
 from iolane.carriers.vfio_user.protocol import HEADER, HEADER_SIZE, TYPE_REPLY, HeaderFlag
 from iolane.carriers.vfio_user.version import Capabilities, encode
-from iolane.model.dma import DmaFault
+from iolane.model.dma import DmaFault, FaultReason
 from iolane.model.pci import Bar, BarKind, MemoryPart, Msi, Msix, PciDevice, ResetKind
 from iolane.model.pci import Intx as IntxPin
 from iolane.model.registers import Register8, Register32, Register64, RegisterMap, register, register_array
@@ -53,7 +54,7 @@ class Sample(PciDevice):
         super().__init__()
         self.resets: list[ResetKind] = []
         self.disconnects = 0
-        self.faults: list[DmaFault] = []
+        self.faults: deque[FaultReason] = deque(maxlen=16)
         self.kicked = threading.Semaphore(0)
 
     def on_reset(self, kind: ResetKind) -> None:
@@ -82,7 +83,7 @@ class Sample(PciDevice):
             else:
                 self.dma.write(self.bar0.DMA_ADDRESS, self.bar0.DMA_VALUE.to_bytes(4, "little"))
         except DmaFault as fault:
-            self.faults.append(fault)
+            self.faults.append(fault.reason)
         finally:
             self.kicked.release()
 
