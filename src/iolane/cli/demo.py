@@ -21,7 +21,10 @@ def demo(
     The guest writes and reads the disk with its stock driver and talks through the serial port; checksums are
     computed in the guest and here. The exit code is 1 when anything disagrees.
 
-    Examples: `iolane demo`; `iolane demo --json`.
+    \b
+    Examples:
+      iolane demo
+      iolane demo --json
     """
     from iolane.operations.demo import run_demo
 

@@ -31,8 +31,12 @@ def devices(
     Counts are since each device started. Devices of `iolane run`, `serve` and `demo` are found through their
     control sockets, all those of the same user.
 
-    Examples: `iolane devices`; `iolane devices --watch`; `iolane devices --available`;
-    `iolane devices --json`.
+    \b
+    Examples:
+      iolane devices
+      iolane devices --watch
+      iolane devices --available
+      iolane devices --json
     """
     if available:
         return _print_available(json)

@@ -8,7 +8,10 @@ from iolane.cli.output import Json, print_json
 def doctor(json: Json = False) -> int:
     """Check what iolane needs on this machine. The exit code is 1 when something needed is missing.
 
-    Examples: `iolane doctor`; `iolane doctor --json`.
+    \b
+    Examples:
+      iolane doctor
+      iolane doctor --json
     """
     from iolane.operations.doctor import examine
 

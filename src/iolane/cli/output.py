@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
@@ -14,6 +13,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text."
 
 def print_json(document: Any, *, indent: int = 2) -> None:
     """One JSON document; `indent=0` on one line, for streams of them."""
+    import msgspec
+
     encoded = msgspec.json.encode(document)
     print((msgspec.json.format(encoded, indent=indent) if indent else encoded).decode(), flush=True)
 

@@ -20,7 +20,10 @@ def reset(
 ) -> int:
     """Reset a running device; the guest's driver sees its registers as after a reset.
 
-    Examples: `iolane reset nvme0`; `iolane reset nvme0 --flr`.
+    \b
+    Examples:
+      iolane reset nvme0
+      iolane reset nvme0 --flr
     """
     from iolane.carriers.control import ControlClient, find_device
 

@@ -36,11 +36,7 @@ def memory_mib(text: str) -> int:
 def run(
     command: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[-- COMMAND...]",
-            help="A command for the guest; without it, its console.",
-            show_default=False,
-        ),
+        typer.Argument(metavar="COMMAND", help="For the guest, after --. Without it: the guest's console."),
     ] = None,
     device: Annotated[
         list[str] | None,
@@ -73,7 +69,9 @@ def run(
         typer.Option("--boot", metavar="ID", help="Boot the system on this device instead of a kernel."),
     ] = None,
     memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="The guest's memory.")] = "512M",
-    cpus: Annotated[int, typer.Option("--cpus", min=1, max=255, help="The guest's processors.")] = 1,
+    cpus: Annotated[
+        int, typer.Option("--cpus", min=1, max=255, metavar="N", help="The guest's processors.")
+    ] = 1,
     iommu: Annotated[bool, typer.Option("--iommu", help="Put an Intel IOMMU before the devices.")] = False,
     accel: Annotated[
         Accel, typer.Option("--accel", help="auto: KVM where it runs Linux, else TCG.")
@@ -98,10 +96,12 @@ def run(
     is a line for the guest's shell, several are a command with its arguments. Without a command the terminal
     is the guest's console; Ctrl-] ends it.
 
-    Examples: `iolane run --device examples/adder.py:Adder`;
-    `iolane run --device nvme,image=disk.raw -- cat /proc/partitions`;
-    `iolane run --device nvme,image=disk.raw --json -- 'md5sum < /dev/nvme0n1'`;
-    `iolane run --device nvme,image=debian.raw,id=root --boot root --memory 2G`.
+    \b
+    Examples:
+      iolane run --device examples/adder.py:Adder
+      iolane run --device nvme,image=disk.raw -- cat /proc/partitions
+      iolane run --device nvme,image=disk.raw --json -- 'md5sum < /dev/nvme0n1'
+      iolane run --device nvme,image=debian.raw,id=root --boot root --memory 2G
     """
     from iolane.engines.qemu.command_line import Accelerator
     from iolane.operations.run import UNLIMITED, RunRequest, run_command, run_console

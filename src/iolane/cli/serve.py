@@ -33,8 +33,10 @@ def serve(
 
     The device keeps its state when its client goes away, and serves the next one.
 
-    Examples: `iolane serve adder.py:Adder --socket /tmp/adder.sock`;
-    `iolane serve nvme,image=disk.raw --socket /run/disk.sock`.
+    \b
+    Examples:
+      iolane serve adder.py:Adder --socket /tmp/adder.sock
+      iolane serve nvme,image=disk.raw --socket /run/disk.sock
     """
     from iolane.operations.serving import DeviceServers, ready_lines, wait_for_end
     from iolane.operations.tracing import parse_trace

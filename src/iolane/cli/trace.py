@@ -49,8 +49,12 @@ def trace(
 
     The level goes back to what it was when the stream ends. Levels off and counters have no stream.
 
-    Examples: `iolane trace nvme0`; `iolane trace nvme0 --filter 'bar0.*' --direction write`;
-    `iolane trace nvme0 --level counters --set`; `iolane trace nvme0 --level off --set`.
+    \b
+    Examples:
+      iolane trace nvme0
+      iolane trace nvme0 --filter 'bar0.*' --direction write
+      iolane trace nvme0 --level counters --set
+      iolane trace nvme0 --level off --set
     """
     from iolane.carriers.control import ControlClient, SetTrace, find_device
 

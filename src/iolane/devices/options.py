@@ -21,6 +21,8 @@ _SIZE = re.compile(r"(\d+)([KMGT])(?:i?B)?", re.IGNORECASE)
 _POWERS = {"K": 10, "M": 20, "G": 30, "T": 40}
 _TRUE, _FALSE = ("on", "yes", "true", "1"), ("off", "no", "false", "0")
 _LISTS = (list, tuple, Sequence)
+RESERVED = ("name",)
+"""Parameters that every device has and that are given in another way (`id=`)."""
 
 
 class Option(msgspec.Struct, frozen=True):
@@ -78,7 +80,7 @@ def _parameters(device: type) -> dict[str, tuple[inspect.Parameter, Any]]:
         for parameter in parameters:
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 annotation = _annotation(constructor, parameter)
-                if parameter.name not in found and _convertible(annotation):
+                if parameter.name not in (*found, *RESERVED) and _convertible(annotation):
                     found[parameter.name] = (parameter, annotation)
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
