@@ -127,14 +127,14 @@ def upgrade(saved: Saved, kind: str, version: int, upgrades: Mapping[int, Upgrad
 
 
 def to_plain(state: DeviceState) -> dict[str, Any]:
-    """A state struct as plain data, bytes kept as they are."""
-    plain: dict[str, Any] = msgspec.to_builtins(state, builtin_types=(bytes,))
+    """A state struct as plain data, bytes kept as they are, keys of dicts as text."""
+    plain: dict[str, Any] = msgspec.to_builtins(state, builtin_types=(bytes,), str_keys=True)
     return plain
 
 
 def from_plain(plain: dict[str, Any], kind: type[S]) -> S:
     """A state struct from plain data, each field checked."""
     try:
-        return msgspec.convert(plain, type=kind, strict=True)
+        return msgspec.convert(plain, type=kind, strict=True, str_keys=True)
     except _MALFORMED as error:
         raise StateError(f"the saved state is malformed: {error}") from None

@@ -25,7 +25,7 @@ PAGE = 4096
 CAP, VS, INTMS, INTMC, CC, CSTS, AQA, ASQ, ACQ = 0x00, 0x08, 0x0C, 0x10, 0x14, 0x1C, 0x24, 0x28, 0x30
 DOORBELLS = 0x1000
 COMMAND_REGISTER, BUS_MASTER_AND_MEMORY = 0x04, 0x06
-CAPABILITIES_POINTER, MSI_CAPABILITY = 0x34, 0x05
+CAPABILITIES_POINTER, MSI_CAPABILITY, MSIX_CAPABILITY = 0x34, 0x05, 0x11
 ENABLE = 4 << 20 | 6 << 16 | 1
 TIMEOUT = 20.0
 
@@ -105,17 +105,20 @@ class NvmeDriver:
                 self.event_fds.append(fd)
                 group.connect(vector, os.dup(fd))
             self.region(RegionIndex.CONFIG).write(COMMAND_REGISTER, 2, BUS_MASTER_AND_MEMORY)
-            if self.index is InterruptIndex.MSI:
-                self._grant_messages()
+            if self.index is InterruptIndex.MSI:  # Enable, and as many vectors as it asks for
+                place, control = self._capability(MSI_CAPABILITY)
+                self.region(RegionIndex.CONFIG).write(place + 2, 2, control | (control >> 1 & 7) << 4 | 1)
+            elif self.index is InterruptIndex.MSIX:
+                place, control = self._capability(MSIX_CAPABILITY)
+                self.region(RegionIndex.CONFIG).write(place + 2, 2, control | 1 << 15)
 
-    def _grant_messages(self) -> None:
-        """MSI Enable and Multiple Message Enable (PCI Express Base 7.7.1.2): as many as are asked for."""
+    def _capability(self, identifier: int) -> tuple[int, int]:
+        """Place and Message Control of a capability (PCI Express Base 7.7)."""
         config = self.region(RegionIndex.CONFIG)
         place = config.read(CAPABILITIES_POINTER, 1)
-        while place and config.read(place, 1) != MSI_CAPABILITY:
+        while place and config.read(place, 1) != identifier:
             place = config.read(place + 1, 1)
-        control = config.read(place + 2, 2)
-        config.write(place + 2, 2, control | (control >> 1 & 7) << 4 | 1)
+        return place, config.read(place + 2, 2)
 
     def close(self) -> None:
         """Close the device and the eventfds."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from iolane.devices.nvme.identify import EVENT_REQUEST_LIMIT
-from iolane.devices.nvme.spec import CommandError, EventType, LogId, Status
+from iolane.devices.nvme.spec import EVENT_REQUEST_LIMIT, CommandError, EventType, LogId, Status
 from iolane.devices.nvme.state import Event, EventState
 
 if TYPE_CHECKING:

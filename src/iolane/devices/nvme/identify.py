@@ -10,6 +10,8 @@ from iolane.devices.nvme.namespace import Namespace
 from iolane.devices.nvme.spec import (
     ALL_NAMESPACES,
     ARBITRATION_BURST,
+    ERROR_LOG_ENTRIES,
+    EVENT_REQUEST_LIMIT,
     IDENTIFY_SIZE,
     Cns,
     CommandError,
@@ -28,8 +30,6 @@ CONTROLLER_ID = 1
 MDTS = 8
 """A command transfers at most 4 KiB << MDTS."""
 ABORT_LIMIT = 4
-EVENT_REQUEST_LIMIT = 4
-ERROR_LOG_ENTRIES = 64
 ATTRIBUTE_NOTICES = 1 << 8
 """OAES and Asynchronous Event Configuration: Namespace Attribute Notices."""
 LIST_ENTRIES = 1024

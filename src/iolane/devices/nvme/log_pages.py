@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from iolane.devices.nvme.identify import ERROR_LOG_ENTRIES, FIRMWARE
+from iolane.devices.nvme.identify import FIRMWARE
 from iolane.devices.nvme.spec import (
     ALL_NAMESPACES,
+    ERROR_LOG_ENTRIES,
     AdminOpcode,
     CommandError,
     CommandSet,

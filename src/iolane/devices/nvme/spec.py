@@ -13,6 +13,10 @@ COMPLETION_ENTRY_SIZE = 16
 IDENTIFY_SIZE = 4096
 ARBITRATION_BURST = 5
 """RAB, and the default of the Arbitration feature: 1 << 5 commands."""
+EVENT_REQUEST_LIMIT = 4
+"""Asynchronous Event Requests at once; AERL is one less."""
+ERROR_LOG_ENTRIES = 64
+"""Entries of the Error Information log; ELPE is one less."""
 
 
 class AdminOpcode(IntEnum):

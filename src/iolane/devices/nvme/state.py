@@ -8,7 +8,7 @@ import msgspec
 
 from iolane.devices.nvme.health import WARNING_TEMPERATURE
 from iolane.devices.nvme.queues import U16, U32, Completion, CompletionQueue, Number, SubmissionQueue
-from iolane.devices.nvme.spec import ARBITRATION_BURST
+from iolane.devices.nvme.spec import ARBITRATION_BURST, ERROR_LOG_ENTRIES, EVENT_REQUEST_LIMIT
 from iolane.model.state import DeviceState, StateError
 
 WAITING_LIMIT = 8192
@@ -61,10 +61,10 @@ class Event(msgspec.Struct, array_like=True):
 class EventState(msgspec.Struct):
     """Asynchronous events and the requests that carry them."""
 
-    requests: list[U16] = []
+    requests: Annotated[list[U16], msgspec.Meta(max_length=EVENT_REQUEST_LIMIT)] = []
     """Command identifiers of Asynchronous Event Requests, oldest first."""
-    pending: list[Event] = []
-    masked: list[U8] = []
+    pending: Annotated[list[Event], msgspec.Meta(max_length=64)] = []
+    masked: Annotated[list[U8], msgspec.Meta(max_length=8)] = []
     """Event types reported and not yet cleared by reading their log page."""
 
 
@@ -106,7 +106,9 @@ class NvmeState(DeviceState):
     completion: dict[U16, CompletionQueue] = msgspec.field(default_factory=dict)
     features: FeatureValues = msgspec.field(default_factory=FeatureValues)
     events: EventState = msgspec.field(default_factory=EventState)
-    errors: list[ErrorEntry] = msgspec.field(default_factory=list)
+    errors: Annotated[list[ErrorEntry], msgspec.Meta(max_length=ERROR_LOG_ENTRIES)] = msgspec.field(
+        default_factory=list
+    )
     """Newest first."""
     health: HealthState = msgspec.field(default_factory=HealthState)
     shadow: Shadow | None = None
