@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iolane.cli.output import Json, print_json, print_table
+from iolane.cli.output import Json, print_json, print_table, print_wrapped
 
 if TYPE_CHECKING:
     from iolane.carriers.control import DeviceReport, ServerReport
@@ -73,13 +73,13 @@ def _print_device(device: DeviceReport) -> None:
     for title, numbers in (("counters", device.counters), ("statistics", device.statistics)):
         shown = [f"{name} {value}" for name, value in numbers.items() if value]
         if shown:
-            print(f"    {title}: {', '.join(shown)}")
+            print_wrapped(f"{title}: {', '.join(shown)}", indent=4)
     if device.unmodelled:
         print(f"    not modelled, but touched by the guest: {', '.join(device.unmodelled)}")
     for fault in device.faults:
         print(f"    DMA fault: {fault}")
-    if device.recovery:
-        print(f"    {device.recovery}")
+    if device.problem:
+        print(f"    problem: {device.problem}")
 
 
 def _print_available(json: bool) -> int:

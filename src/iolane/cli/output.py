@@ -33,6 +33,16 @@ def print_table(
         print("  ".join(cells).rstrip())
 
 
+def print_wrapped(text: str, *, indent: int) -> None:
+    """As many lines as it takes on this terminal, all but the first further in."""
+    import shutil
+    import textwrap
+
+    first = " " * indent
+    width = max(shutil.get_terminal_size().columns, 40)
+    print(textwrap.fill(text, width, initial_indent=first, subsequent_indent=first + "  "))
+
+
 def progress(line: str) -> None:
     """One line about a step that takes a while."""
     print(line, file=sys.stderr, flush=True)

@@ -57,7 +57,9 @@ def run(
     module: Annotated[
         list[str] | None,
         typer.Option(
-            "--module", metavar="MODULE", help="Load a kernel module: a name, a .ko, or a .c to build."
+            "--module",
+            metavar="MODULE",
+            help="Load a kernel module: a name, a .ko, or a .c or folder to build.",
         ),
     ] = None,
     kernel_modules: Annotated[

@@ -53,7 +53,7 @@ class RunRequest:
     boot: str | None = None
     """The id of the device that the firmware boots from, instead of a kernel."""
     modules: Sequence[str] = ()
-    """Kernel modules for the guest: names, .ko files, or .c files to build."""
+    """Kernel modules for the guest: names, .ko files, or .c files and folders to build."""
     kernel_modules: Path | None = None
     """The folder lib/modules/RELEASE of an own kernel."""
     iommu: bool = False
@@ -187,8 +187,13 @@ def check(request: RunRequest) -> None:
     if _is_path(request.kernel) and not Path(request.kernel).is_file():
         raise IolaneError(f"{request.kernel}: no such kernel", remedy="a path, or one of cloud, generic")
     for module in request.modules:
-        if module.endswith((".ko", ".c")) and not Path(module).is_file():
+        if _is_file(module) and not Path(module).exists():
             raise IolaneError(f"{module}: no such file")
+
+
+def _is_file(module: str) -> bool:
+    """A built module or the source of one, not the name of one of the kernel's."""
+    return module.endswith((".ko", ".c")) or "/" in module
 
 
 def _is_path(kernel: str) -> bool:
@@ -231,15 +236,13 @@ def _content(request: RunRequest, kernel: GuestKernel | None, cache: Cache) -> I
     """The modules that were asked for, and the stock drivers of the devices that iolane names."""
     if kernel is None or request.initrd is not None:
         return InitramfsContent()
-    names = [module for module in request.modules if not module.endswith((".ko", ".c"))]
+    names = [module for module in request.modules if not _is_file(module)]
     if kernel.modules is not None:
         kinds = {parse(device).name for device in request.devices}
         names += [driver for kind, driver in STOCK_DRIVERS.items() if kind in kinds]
-    extra = [Path(module) for module in request.modules if module.endswith(".ko")]
-    extra += [
-        build_module(kernel, Path(module), cache) for module in request.modules if module.endswith(".c")
-    ]
-    return InitramfsContent(modules=names, extra_modules=extra)
+    files = [Path(module) for module in request.modules if _is_file(module)]
+    built = [file if file.suffix == ".ko" else build_module(kernel, file, cache) for file in files]
+    return InitramfsContent(modules=names, extra_modules=built)
 
 
 def _pass_on(kind: Type, data: bytes) -> None:

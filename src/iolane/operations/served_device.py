@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from iolane.carriers.control import DeviceReport, SetTrace, Sink
-from iolane.carriers.vfio_user import VfioUserServer
+from iolane.carriers.vfio_user import EventKind, VfioUserServer
 from iolane.model.pci import PciDevice
 from iolane.model.region import RegionIndex
 from iolane.model.reset import ResetKind
@@ -15,6 +15,7 @@ from iolane.operations.tracing import TraceRequest
 
 FAULTS_SHOWN = 5
 UNMODELLED_SHOWN = 32
+TROUBLE = (EventKind.FAILED, EventKind.WARNING)
 
 
 class ServedDevice:
@@ -47,7 +48,15 @@ class ServedDevice:
                 statistics={**device.counters.snapshot(), **device.statistics()},
                 unmodelled=self._unmodelled(),
                 faults=[str(fault) for fault in faults],
+                problem=self._problem(),
             )
+
+    def _problem(self) -> str | None:
+        """The last thing that went wrong with its server."""
+        if not self.server.running:
+            return "its server has ended"
+        wrong = [event.text for event in self.server.events if event.kind in TROUBLE]
+        return wrong[-1] if wrong else None
 
     def _counters(self) -> dict[str, int]:
         """What every device has, whatever it is."""

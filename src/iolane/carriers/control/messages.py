@@ -53,8 +53,8 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
     """Registers the guest touched that the device does not model."""
     faults: list[str] = []
     """The latest refused DMA accesses."""
-    recovery: str | None = None
-    """What went wrong with the device and the way out."""
+    problem: str | None = None
+    """What went wrong with its server."""
 
 
 class ServerReport(msgspec.Struct, frozen=True, kw_only=True):

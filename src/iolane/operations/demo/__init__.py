@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from iolane.carriers.control import DeviceReport
+from iolane.carriers.control import DeviceReport, RunDirectory
 from iolane.engines.qemu.cache import Report
 from iolane.operations.demo.disk import DRIVER as DISK_DRIVER
 from iolane.operations.demo.disk import DiskDemo
@@ -27,8 +27,8 @@ DISK, LINE = "disk", "line"
 def run_demo(report: Report, *, payload: int = 64 << 20) -> DemoResult:
     """Boot, work, compare. Leaves nothing behind, whatever happens."""
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="iolane-demo-") as scratch:
-        image, socket = Path(scratch) / "disk.raw", Path(scratch) / "line.sock"
+    with RunDirectory() as run, tempfile.TemporaryDirectory(prefix="iolane-demo-") as scratch:
+        image, socket = Path(scratch) / "disk.raw", run.path / "line.sock"
         report(f"making a disk image of {2 * payload >> 20} MiB")
         disk, line = DiskDemo(image, payload), LineDemo(socket)
         request = RunRequest(
