@@ -32,12 +32,13 @@ MAX_PORTS = 31
 class SizeOrder(StrEnum):
     """How RESIZE messages order their two numbers.
 
-    The specification says columns first (5.3.6.2). Linux reads rows first, and has since before that text
-    was written; the configuration, which devices with one port use, is the same everywhere.
+    The specification says columns first (5.3.6.2), and so do Linux guests of today; Linux before 6.15, and
+    before the stable releases that took its change, reads rows first. The configuration, which devices with
+    one port use, is the same everywhere.
     """
 
-    LINUX = "linux"
-    SPECIFICATION = "specification"
+    COLUMNS_FIRST = "columns-first"
+    ROWS_FIRST = "rows-first"
 
 
 class Console(VirtioDevice):
@@ -66,7 +67,7 @@ class Console(VirtioDevice):
         max_ports: int | None = None,
         columns: int = 0,
         rows: int = 0,
-        size_order: SizeOrder = SizeOrder.LINUX,
+        size_order: SizeOrder = SizeOrder.COLUMNS_FIRST,
         name: str | None = None,
     ) -> None:
         self.max_ports = 1 + len(ports) if max_ports is None else max_ports
@@ -151,7 +152,7 @@ class Console(VirtioDevice):
 
     def _send_size(self, port: Port) -> None:
         numbers = (self.columns, self.rows)
-        if self.size_order is SizeOrder.LINUX:
+        if self.size_order is SizeOrder.ROWS_FIRST:
             numbers = (self.rows, self.columns)
         self._send(port, ConsoleEvent.RESIZE, data=struct.pack("<HH", *numbers))
 
@@ -219,9 +220,13 @@ class Console(VirtioDevice):
     # Data.
 
     def on_driver_ok(self) -> None:
-        """Without control queues nobody says that port 0 is open."""
+        """Without control queues nobody says that port 0 is open, nor that the driver has a console: Linux
+        looks at the size when it hears of a change, so it hears of one.
+        """
         if not self.multiport:
             self.ports[0].guest_open = True
+            if self.columns and self.rows:
+                self.config_interrupt()
 
     def on_kick(self, queue: Virtqueue) -> None:
         if self.max_ports > 1 and queue.index == CONTROL_RECEIVE:

@@ -18,7 +18,7 @@ class ConsoleFunction(VirtioPci):
         max_ports: how many ports there may be, those added later included.
         columns: width of the console; 0 for unknown.
         rows: height of the console.
-        size_order: of messages about a new size; Linux's, or the specification's.
+        size_order: of messages about a new size; `rows-first` for Linux guests before 6.15.
     """
 
     virtio: Console
@@ -31,7 +31,7 @@ class ConsoleFunction(VirtioPci):
         max_ports: int | None = None,
         columns: int = 0,
         rows: int = 0,
-        size_order: SizeOrder = SizeOrder.LINUX,
+        size_order: SizeOrder = SizeOrder.COLUMNS_FIRST,
         presentation: Presentation | str = Presentation.AUTO,
         name: str | None = None,
     ) -> None:
