@@ -28,6 +28,7 @@ COMMAND_REGISTER, BUS_MASTER_AND_MEMORY = 0x04, 0x06
 CAPABILITIES_POINTER, MSI_CAPABILITY, MSIX_CAPABILITY = 0x34, 0x05, 0x11
 ENABLE = 4 << 20 | 6 << 16 | 1
 TIMEOUT = 20.0
+"""Seconds that a driver waits for a completion."""
 
 
 class DriverMemory:
@@ -47,6 +48,11 @@ class DriverMemory:
         if self._next > len(self.buffer):
             raise MemoryError("the driver's memory is used up")
         return iova
+
+    def clear(self) -> None:
+        """Take everything back, and make it zero."""
+        self._next = 0
+        self.buffer[:] = bytes(len(self.buffer))
 
     def read(self, iova: int, length: int) -> bytes:
         return bytes(self.buffer[iova - self.base : iova - self.base + length])

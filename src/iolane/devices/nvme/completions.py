@@ -41,7 +41,8 @@ class Completions:
         """The host moved the head: what waited for room is posted, and the queue's commands go on."""
         while queue.waiting and not queue.full and self.controller.running:
             self._write(queue, queue.waiting.pop(0))
-        self.controller.signals.update_pin()
+        if self.controller.signals.pin:
+            self.controller.signals.update_pin()
         self.controller.arbiter.wake()
 
     def forget(self, sqid: int) -> None:

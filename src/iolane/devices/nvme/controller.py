@@ -101,6 +101,8 @@ class Nvme(PciDevice):
         self.uuid = uuid.uuid5(_NAMESPACE_UUIDS, serial)
         self.queue_pairs = queues
         self.namespaces: dict[int, Namespace] = {}
+        self.running = False
+        """Commands are fetched and completed."""
         super().__init__(presentation=presentation, name=name)
         self._make_parts()
         images = [*([image] if image is not None else []), *namespaces]
@@ -139,11 +141,10 @@ class Nvme(PciDevice):
 
     # Registers.
 
-    @property
-    def running(self) -> bool:
-        """Commands are fetched and completed: CSTS.RDY without CSTS.CFS, and CC.EN not cleared meanwhile."""
+    def _look_at_status(self) -> None:
+        """CSTS or CC changed: commands run with RDY, without CFS, and while EN is not cleared."""
         status = self.bar0.CSTS
-        return bool(status.RDY and not status.CFS and self.bar0.CC.EN)
+        self.running = bool(status.RDY and not status.CFS and self.bar0.CC.EN)
 
     @bar0.on_write(NvmeRegisters.CC)
     def configure(self, configuration: Configuration) -> None:
@@ -153,6 +154,7 @@ class Nvme(PciDevice):
             self._enable(configuration)
         elif not configuration.EN and (status.RDY or status.CFS):
             self._controller_reset()
+        self._look_at_status()
         if configuration.SHN and self.bar0.CSTS.SHST == ShutdownStatus.NORMAL_OPERATION:
             self._shut_down()
 
@@ -246,6 +248,7 @@ class Nvme(PciDevice):
 
     def _controller_reset(self) -> None:
         """CC.EN goes to 0 (Base 3.7.2): CSTS.RDY follows when no command touches the guest's memory."""
+        self.running = False
         self.queues.deleting.clear()
         self.commands.abandon()
         self._forget()
@@ -256,6 +259,7 @@ class Nvme(PciDevice):
         self.bar0.CSTS = self.bar0.CSTS.replace(RDY=0, CFS=0)
         if self.bar0.CC.EN:
             self._enable(self.bar0.CC)
+        self._look_at_status()
 
     def _forget(self) -> None:
         """What every controller level reset takes away: queues, events, features, masks (Base 3.7.2)."""
@@ -294,12 +298,16 @@ class Nvme(PciDevice):
                 namespace.backend.flush()
 
     def fail(self, reason: str) -> None:
-        """Controller Fatal Status: only a reset helps (Base 3.1.3.6, 9.5)."""
-        if not self.bar0.CSTS.CFS:
-            self.counters.add("fatal_errors")
-            self.accounts.fatal = reason
-            _log.warning("%s: controller fatal status: %s", self.name, reason)
-            self.bar0.CSTS = self.bar0.CSTS.replace(CFS=1)
+        """Controller Fatal Status (Base 3.1.3.6, 9.5): only a reset helps. A guest can cause it for ever."""
+        if self.bar0.CSTS.CFS:
+            return
+        self.bar0.CSTS = self.bar0.CSTS.replace(CFS=1)
+        self._look_at_status()
+        self.accounts.fatal = reason
+        self.counters.add("fatal_errors")
+        count = self.counters["fatal_errors"]
+        if not count & (count - 1):
+            _log.warning("%s: controller fatal status, time %d: %s", self.name, count, reason)
 
     def reset_state(self) -> None:
         """Health and the error log survive resets."""
@@ -318,6 +326,7 @@ class Nvme(PciDevice):
 
     def on_reset(self, kind: ResetKind) -> None:
         """Conventional reset and FLR: the device has been drained."""
+        self._look_at_status()
         self.commands.reset()
         self._forget()
 
@@ -341,6 +350,7 @@ class Nvme(PciDevice):
         self.queues.deleting.clear()
         self.arbiter.reset()
         self.health.restart_clock()
+        self._look_at_status()
         if self.bar0.CSTS.SHST == ShutdownStatus.OCCURRING:
             self.bar0.CSTS = self.bar0.CSTS.replace(SHST=ShutdownStatus.COMPLETE)
         self.signals.update_pin()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from iolane.devices.nvme.commands import error_from
 from iolane.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from iolane.devices.nvme.registers import page_size
 from iolane.devices.nvme.spec import ErrorEvent, invalid_field
@@ -42,15 +43,17 @@ class ShadowDoorbells:
         for address, location in ((entry.prp1, PRP1_LOCATION), (entry.prp2, PRP2_LOCATION)):
             if address == 0 or address & (page - 1):
                 raise invalid_field(location, "a doorbell buffer is a page")
-        self._refused.clear()
         state = self.controller.state
+        present = {2 * queue.qid: queue.tail for queue in state.submission.values()}
+        present |= {2 * queue.qid + 1: queue.head for queue in state.completion.values()}
+        try:
+            for doorbell, value in present.items():
+                for pages in (entry.prp1, entry.prp2):
+                    self.controller.dma.write(pages + 4 * doorbell, value.to_bytes(4, "little"))
+        except DmaFault as fault:
+            raise error_from(fault, entry) from None
+        self._refused.clear()
         state.shadow = Shadow(entry.prp1, entry.prp2)
-        for submission in state.submission.values():
-            self._store(entry.prp1, 2 * submission.qid, submission.tail)
-            self._store(entry.prp2, 2 * submission.qid, submission.tail)
-        for completion in state.completion.values():
-            self._store(entry.prp1, 2 * completion.qid + 1, completion.head)
-            self._store(entry.prp2, 2 * completion.qid + 1, completion.head)
         return 0
 
     def covers(self, qid: int) -> bool:

@@ -27,6 +27,8 @@ class Signals:
         self._held: dict[int, int] = {}
         """Completions by vector that wait to be coalesced."""
         self._timer: Timer | None = None
+        self.pin = False
+        """The pin is asserted."""
 
     @property
     def vector_count(self) -> int:
@@ -114,17 +116,16 @@ class Signals:
 
     def update_pin(self) -> None:
         """The pin is asserted while an unmasked queue holds completions that the host has not consumed."""
-        if self._by_message:
-            if self.controller.interrupts.intx.level:
-                self.controller.interrupts.intx.set_level(False)
-            return
         state = self.controller.state
-        level = any(
+        level = not self._by_message and any(
             queue.interrupts and queue.used and not state.interrupt_mask >> min(queue.vector, 31) & 1
             for queue in state.completion.values()
         )
-        if level and not self.controller.interrupts.intx.level:
-            self.raised += 1
+        self.raised += level and not self.pin
+        self._set_pin(level)
+
+    def _set_pin(self, level: bool) -> None:
+        self.pin = level
         self.controller.interrupts.intx.set_level(level)
 
     def reset(self) -> None:
@@ -134,4 +135,4 @@ class Signals:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self.controller.interrupts.intx.set_level(False)
+        self._set_pin(False)

@@ -133,5 +133,18 @@ def test_buffers_are_pages_in_memory(driver: NvmeDriver) -> None:
     for prp1, prp2 in ((page + 8, page), (page, page + 8), (0, page), (page, 0)):
         assert driver.admin(config, prp1=prp1, prp2=prp2).status == Status.INVALID_FIELD
     far = driver.memory.base + len(driver.memory.buffer)
-    driver.submit(0, driver.entry(config, prp1=far, prp2=page))
+    assert driver.admin(config, prp1=page, prp2=far).status == Status.DATA_TRANSFER_ERROR
+    assert driver.device.state.shadow is None
+
+
+def test_buffers_that_go_away_are_fatal(make: Make) -> None:
+    driver = make()
+    driver.enable()
+    page = driver.memory.base + len(driver.memory.buffer)
+    with driver.device.lock:
+        driver.device.dma.map(page, 8192, buffer=bytearray(8192))
+    config = AdminOpcode.DOORBELL_BUFFER_CONFIG
+    driver.check(driver.admin(config, prp1=page, prp2=page + 4096))
+    driver.device.dma.unmap(page, 8192)
+    driver.submit(0, driver.entry(AdminOpcode.IDENTIFY, prp1=driver.memory.base, cdw10=1))
     assert driver.fatal
