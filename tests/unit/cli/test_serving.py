@@ -21,6 +21,7 @@ SUM, CONTROL = 0x08, 0x0C
 def add(path: Path, a: int, b: int) -> int:
     """One addition by the device served at `path`."""
     with VfioUserClient(path) as client:
+        client.negotiate()
         for offset, value in ((0, a), (4, b), (CONTROL, 1)):
             client.write(RegionIndex.BAR0, offset, 4, value)
         return client.read(RegionIndex.BAR0, SUM, 4)
@@ -92,6 +93,7 @@ def test_devices_names_what_is_not_modelled(env: dict[str, str], runtime: Path) 
     path = runtime / "s"
     with serving(ADDER, "--socket", str(path), env=env):
         with VfioUserClient(path) as client:
+            client.negotiate()
             for _ in range(3):
                 client.read(RegionIndex.BAR0, 0x40, 4)
         [server] = json.loads(iolane("devices", "--json", env=env).stdout)
@@ -128,6 +130,7 @@ def test_reset_from_another_process(env: dict[str, str], runtime: Path) -> None:
         done = iolane("reset", "adder0", "--json", env=env)
         assert json.loads(done.stdout) == {"device": "adder0", "reset": "conventional"}
         with VfioUserClient(path) as client:
+            client.negotiate()
             assert client.read(RegionIndex.BAR0, SUM, 4) == 0
         assert iolane("reset", "adder0", "--flr", env=env).stdout == "adder0 is reset\n"
 
@@ -210,3 +213,13 @@ def test_doctor_names_what_is_missing(env: dict[str, str], tmp_path: Path) -> No
     assert "no C compiler" in done.stdout
     assert "-> apt install gcc make libc6-dev" in done.stdout
     assert "/nonexistent/qemu cannot be run" in done.stdout
+
+
+def test_bench_trap_measures_and_writes(env: dict[str, str], tmp_path: Path) -> None:
+    document = tmp_path / "numbers.md"
+    done = iolane("bench", "trap", "--rounds", "1", "--json", "--quiet", "--write", str(document), env=env)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert {case["case"]["kind"] for case in result["cases"]} == {"read", "write", "posted"}
+    assert all(case["iolane"]["p50"] > 0 for case in result["cases"])
+    assert "| read, hook in Python |" in document.read_text()
