@@ -213,6 +213,8 @@ def test_plug_unplug_and_a_server_that_dies(machine: QemuMachine, tmp_path: Path
         assert [each.device.id for each in dead] == ["edu"]
         assert "unplug edu, start its server again, plug edu" in str(dead[0])
         assert machine.run("true").exit_code == 0  # the guest goes on
+        with pytest.raises(IolaneError, match=r"resetting is refused.*unplug edu"):
+            machine.reset()
     machine.unplug("edu")
     with served("edu", device.socket):
         machine.plug(device)
@@ -230,6 +232,10 @@ def test_an_unplug_that_would_abort_qemu_is_refused(machine: QemuMachine, tmp_pa
             machine.unplug("wide")
         _in_guest(machine, "0x11e8", present=True)
         assert machine.running
+    _eventually(lambda: bool(machine.dead_servers()))
+    assert "stop the machine" in machine.dead_servers()[0].recovery
+    machine.stop()
+    machine.start()
 
 
 def _in_guest(machine: QemuMachine, device_id: str, *, present: bool) -> None:

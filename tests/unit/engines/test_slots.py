@@ -1,13 +1,16 @@
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from iolane.engines.qemu.command_line import VfioUserDevice
+from iolane.engines.qemu.descriptors import connected_peers
+from iolane.engines.qemu.guard import ServerGuard
 from iolane.engines.qemu.qmp import Event, Qmp, QmpError
-from iolane.engines.qemu.slots import Slots, connected_peers
+from iolane.engines.qemu.slots import Slots
 from iolane.errors import IolaneError
 
 
@@ -36,6 +39,21 @@ class FakeQmp:
         return self.event
 
 
+@pytest.fixture(autouse=True)
+def _no_threads_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    made: list[ServerGuard] = []
+
+    class Recorded(ServerGuard):
+        def __init__(self, qemu: int) -> None:
+            super().__init__(qemu)
+            made.append(self)
+
+    monkeypatch.setattr("iolane.engines.qemu.slots.ServerGuard", Recorded)
+    yield
+    for guard in made:
+        guard.close()
+
+
 @pytest.fixture
 def qmp() -> FakeQmp:
     return FakeQmp()
@@ -56,8 +74,7 @@ def slots(qmp: FakeQmp, *devices: VfioUserDevice, ports: int = 2) -> Slots:
 def test_plugging_takes_the_first_free_port(qmp: FakeQmp, listening: Path) -> None:
     given = slots(qmp, VfioUserDevice("a", listening))
     given.plug(VfioUserDevice("b", listening))
-    command, arguments = qmp.commands[-1]
-    assert command == "device_add"
+    (arguments,) = [arguments for command, arguments in qmp.commands if command == "device_add"]
     assert arguments["bus"] == "port2"
     with pytest.raises(IolaneError, match="all root ports are taken"):
         given.plug(VfioUserDevice("c", listening))
@@ -74,7 +91,7 @@ def test_plugging_takes_the_first_free_port(qmp: FakeQmp, listening: Path) -> No
 def test_what_cannot_be_plugged(qmp: FakeQmp, listening: Path, device: VfioUserDevice, words: str) -> None:
     with pytest.raises(IolaneError, match=words):
         slots(qmp, VfioUserDevice("a", listening)).plug(device)
-    assert not qmp.commands
+    assert "device_add" not in [command for command, _ in qmp.commands]
 
 
 def test_a_plug_that_qemu_refuses_leaves_the_port_free(qmp: FakeQmp, listening: Path) -> None:
@@ -140,5 +157,10 @@ def test_a_dead_server_is_found_and_told_of_once(qmp: FakeQmp, tmp_path: Path) -
     assert dead.device.id == "two"
     assert "unplug two, start its server again, plug two" in str(dead)
     assert given.newly_dead() == []
+    with pytest.raises(IolaneError, match=r"resetting is refused: the server of two.*unplug two"):
+        given.refuse_reset()
+    qmp.msix = True
+    fixed = slots(qmp, VfioUserDevice("one", paths[0]), VfioUserDevice("two", paths[1]))
+    assert "stop the machine, start the server of two again" in str(fixed.dead_servers()[0])
     for opened in (*listeners, *clients, served[0]):
         opened.close()

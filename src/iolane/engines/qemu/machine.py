@@ -122,9 +122,11 @@ class QemuMachine:
     def stop(self) -> None:
         """Ends the machine at once and frees all it held. Harmless when repeated."""
         running, self._now = self._now, None
-        self._slots = None
+        slots, self._slots = self._slots, None
         if running is not None:
             running.close()
+        if slots is not None:
+            slots.close()
 
     def powerdown(self, timeout: float = 30.0) -> None:
         """Has the guest power itself off (by its agent, else the ACPI power button) and waits for the end."""
@@ -138,7 +140,8 @@ class QemuMachine:
         self.stop()
 
     def reset(self, timeout: float | None = None) -> None:
-        """The machine's reset button; waits for the agent of the new boot."""
+        """The machine's reset button; waits for the agent of the new boot. Refused while a device is dead."""
+        self._slots_now().refuse_reset()
         mark = self.qmp.mark()
         self.qmp.execute("set-action", reboot="reset")
         self.qmp.execute("system_reset")
@@ -305,9 +308,9 @@ class QemuMachine:
 
     def _on_message(self, line: str) -> None:
         slots = self._slots
-        if slots is None or not slots.tells_of_dead_server(line):
+        if slots is None:
             return
-        for dead in slots.newly_dead():
+        for dead in slots.look_after(line):
             if self.on_dead_server is not None:
                 self.on_dead_server(dead)
 
@@ -353,7 +356,11 @@ class QemuMachine:
         if not now.process.running:
             parts.append(now.process.ending())
         if messages := now.process.messages():
-            parts.append(f"QEMU said: {messages[-1500:]}")
+            parts.append(f"QEMU said: {_shortened(messages)}")
+        if "timed out waiting for reply" in messages:
+            parts.append(
+                "a device server left QEMU without an answer for 5 s: is it stopped, or in a debugger?"
+            )
         if self._slots is not None and now.process.running:
             parts += [str(dead) for dead in self._slots.dead_servers()]
         tail = now.console.tail()
@@ -363,3 +370,7 @@ class QemuMachine:
         parts.append(f"the console ended with: {last}" if tail else "the console is empty")
         remedy = f"the whole console is in {now.console.log}"
         return MachineError("; ".join(parts), remedy=remedy, console=tail)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 1600 else f"{text[:800]} ... {text[-800:]}"

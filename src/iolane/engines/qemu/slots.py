@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import select
-import socket
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from iolane.engines.qemu.command_line import PORT_PREFIX, VfioUserDevice, place_devices
+from iolane.engines.qemu.descriptors import connected_peers
+from iolane.engines.qemu.guard import ServerGuard
 from iolane.engines.qemu.qmp import Qmp, QmpError
 from iolane.errors import IolaneError
 
-_SYS_PIDFD_GETFD = 438
 _DEATH_MESSAGES = ("failed to read header", "server closed socket", "Connection reset by peer", "Broken pipe")
 """What QEMU's hw/vfio-user/proxy.c reports when the other end goes away; it does not say whose."""
 _LOOK_INTERVAL = 0.5
@@ -28,12 +24,23 @@ class DeadServer:
     """A device whose server has gone. The guest reads all ones from it; QEMU does not connect again."""
 
     device: VfioUserDevice
+    pluggable: bool = True
+    """Whether it can be unplugged: not with MSI-X."""
+
+    @property
+    def recovery(self) -> str:
+        """What brings the device back."""
+        if self.pluggable:
+            return f"unplug {self.device.id}, start its server again, plug {self.device.id}"
+        return (
+            f"stop the machine, start the server of {self.device.id} again, start the machine; with "
+            "presentation=msi the device could be unplugged and plugged instead"
+        )
 
     def __str__(self) -> str:
-        identity, path = self.device.id, self.device.socket
         return (
-            f"the server of device {identity} ({path}) has gone and the guest's device is dead; to recover: "
-            f"unplug {identity}, start its server again, plug {identity}"
+            f"the server of device {self.device.id} ({self.device.socket}) has gone and the guest's device is "
+            f"dead; to recover: {self.recovery}"
         )
 
 
@@ -47,6 +54,10 @@ class Slots:
         self._lock = threading.Lock()
         self._plugged = {device.id: device for device in place_devices(devices, ports)}
         self._told: set[str] = set()
+        self._guard = ServerGuard(pid)
+        self._with_msix: set[str] = set()
+        for device in self._plugged.values():
+            self._plugged_in(device)
         self._looked = 0.0
 
     @property
@@ -74,7 +85,14 @@ class Slots:
                     remedy=f"is its server listening at {device.socket}?",
                 ) from error
             self._plugged[device.id] = replace(device, port=port)
-            self._told.discard(device.id)
+            self._plugged_in(device)
+
+    def _plugged_in(self, device: VfioUserDevice) -> None:
+        self._told.discard(device.id)
+        self._with_msix.discard(device.id)
+        if self.has_msix(device.id):
+            self._with_msix.add(device.id)
+        self._guard.watch(device.id, device.socket)
 
     def unplug(self, identity: str, timeout: float) -> None:
         """Asks the guest to let go and waits for QEMU to have removed the device."""
@@ -112,6 +130,11 @@ class Slots:
                     f"the guest refuses to let go of {identity}", remedy="stop using it in the guest"
                 )
             del self._plugged[identity]
+            self._guard.forget(identity)
+
+    def close(self) -> None:
+        """Lets go of the servers."""
+        self._guard.close()
 
     def has_msix(self, identity: str) -> bool:
         """Whether the device presents MSI-X: QEMU then owns memory regions for its table."""
@@ -134,6 +157,12 @@ class Slots:
         """Whether this line of QEMU's messages says that some server has gone."""
         return any(message in line for message in _DEATH_MESSAGES)
 
+    def look_after(self, line: str) -> list[DeadServer]:
+        """Takes a line of QEMU's messages; the servers that it shows to have gone, each told of once."""
+        if "timed out waiting for reply" in line:
+            self._guard.release_abandoned()
+        return self.newly_dead() if self.tells_of_dead_server(line) else []
+
     def newly_dead(self) -> list[DeadServer]:
         """The dead servers that have not been told of yet."""
         if time.monotonic() - self._looked < _LOOK_INTERVAL:
@@ -146,7 +175,21 @@ class Slots:
     def dead_servers(self) -> list[DeadServer]:
         """The devices whose connection has been closed by the other end."""
         alive = connected_peers(self._pid)
-        return [DeadServer(device) for device in self.plugged if str(device.socket.absolute()) not in alive]
+        return [
+            DeadServer(device, device.id not in self._with_msix)
+            for device in self.plugged
+            if str(device.socket.absolute()) not in alive
+        ]
+
+    def refuse_reset(self) -> None:
+        """QEMU 11.1.3 aborts when it resets a vfio-user device whose server has gone."""
+        if dead := self.dead_servers():
+            names = ", ".join(each.device.id for each in dead)
+            raise IolaneError(
+                f"resetting is refused: the server of {names} has gone, and "
+                "QEMU aborts when it resets such a device",
+                remedy=dead[0].recovery,
+            )
 
 
 def check_listening(device: VfioUserDevice) -> None:
@@ -155,44 +198,3 @@ def check_listening(device: VfioUserDevice) -> None:
         raise IolaneError(
             f"nobody listens at {device.socket} for device {device.id}", remedy="start its server first"
         )
-
-
-def connected_peers(pid: int) -> set[str]:
-    """The socket paths that process `pid` (a child of ours) is connected to, without those hung up.
-
-    Its descriptors are borrowed for a moment (pidfd_getfd(2)) to ask for the peer's name and state."""
-    peers = set()
-    pidfd = os.pidfd_open(pid)
-    try:
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                is_socket = os.readlink(entry).startswith("socket:")
-            except OSError:
-                continue
-            if is_socket and (peer := _live_peer(pidfd, int(entry.name))):
-                peers.add(peer)
-    finally:
-        os.close(pidfd)
-    return peers
-
-
-def _live_peer(pidfd: int, fd: int) -> str:
-    borrowed = _pidfd_getfd(pidfd, fd)
-    if borrowed < 0:
-        return ""
-    with socket.socket(fileno=borrowed) as connection:
-        try:
-            peer = connection.getpeername() if connection.family == socket.AF_UNIX else ""
-        except OSError:
-            return ""
-        poll = select.poll()
-        poll.register(connection, select.POLLRDHUP)
-        hung_up = any(
-            events & (select.POLLHUP | select.POLLRDHUP | select.POLLERR) for _, events in poll.poll(0)
-        )
-    return os.path.abspath(peer) if isinstance(peer, str) and peer and not hung_up else ""
-
-
-def _pidfd_getfd(pidfd: int, fd: int) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    return int(libc.syscall(ctypes.c_long(_SYS_PIDFD_GETFD), pidfd, fd, 0))
