@@ -8,6 +8,7 @@ meanwhile. With a twin socket the restriction is gone.
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
@@ -25,6 +26,8 @@ from iolane.carriers.vfio_user.protocol import (
 )
 from iolane.carriers.vfio_user.rejection import Rejection, Statistics
 from iolane.errors import IolaneError
+
+_log = logging.getLogger("iolane.vfio_user")
 
 TIMEOUT_S = 2.0
 """QEMU gives up a request after 5 s; whoever waits for it behind us shall hear of the fault before."""
@@ -105,6 +108,7 @@ class MessageDma:
         self._pending: dict[int, Pending] = {}
         self._next_id = 0
         self._closed = False
+        self._warned = False
         self._twin: socket.socket | None = None
 
     def use_twin(self, twin: socket.socket) -> None:
@@ -133,16 +137,24 @@ class MessageDma:
         if self._twin is not None:
             self._exchange_on_twin(self._twin, pending, data)
         elif on_connection and self._reply_due():
-            raise MessageDmaError(
-                f"{pending.command.name} inside a handler whose reply the client waits for "
-                "would never be answered",
-                remedy="transfer in a task or a timer, or let the client share its memory",
-            )
+            raise self._would_deadlock(pending)
         else:
             self._exchange(pending, data, on_connection)
         if pending.failure:
             raise MessageDmaError(f"{pending.command.name} at {pending.address:#x}: {pending.failure}")
         return pending.data
+
+    def _would_deadlock(self, pending: Pending) -> MessageDmaError:
+        """The fault's text goes no further than the DMA space: the first of a connection is logged."""
+        error = MessageDmaError(
+            f"{pending.command.name} inside a handler whose reply the client waits for "
+            "would never be answered",
+            remedy="transfer in a task or a timer, or let the client share its memory",
+        )
+        if not self._warned:
+            self._warned = True
+            _log.warning("%s", error)
+        return error
 
     def _message(self, message_id: int, pending: Pending, data: bytes) -> bytes:
         size = HEADER_SIZE + DMA_ACCESS.size + len(data)

@@ -28,7 +28,8 @@ class VfioUserServer(SocketServer[Connection, Statistics]):
         device: attached to `workers` by `start`, detached by `stop`.
         path: of the Unix socket. QEMU connects once, when the device is realized: start the server before.
         workers: threads for the device's tasks and timers; without them tasks run in the handler and
-            time stands still. mode: of the socket's file, who may connect.
+            time stands still.
+        mode: of the socket's file, who may connect.
     """
 
     protocol = "vfio-user"
