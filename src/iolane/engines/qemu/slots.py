@@ -39,8 +39,8 @@ class DeadServer:
 
     def __str__(self) -> str:
         return (
-            f"the server of device {self.device.id} ({self.device.socket}) has gone and the guest's device is "
-            f"dead; to recover: {self.recovery}"
+            f"the server of device {self.device.id} ({self.device.socket}) has gone and the guest's device "
+            f"is dead; to recover: {self.recovery}"
         )
 
 
