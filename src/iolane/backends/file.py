@@ -85,6 +85,10 @@ class FileBackend:
             offset += count
             left = _skip(left, count)
 
+    def fileno(self) -> int:
+        """The descriptor of the image, which stays the back end's."""
+        return self._fd
+
     def flush(self) -> None:
         os.fdatasync(self._fd)
 

@@ -12,6 +12,7 @@ class RegionTable:
 
 @final
 class BlockPath:
+    read_only: bool
     def __init__(
         self,
         fd: int,
@@ -21,7 +22,10 @@ class BlockPath:
         address: int = 0,
         broken: int = 0,
         keep: object = None,
+        *,
+        own_fd: bool = False,
     ) -> None: ...
+    def become(self, other: BlockPath) -> None: ...
 
 @final
 class CompiledQueue:
@@ -45,6 +49,7 @@ class CompiledQueue:
         used: int,
         regions: RegionTable,
         event_idx: bool,
+        indirect: bool,
         last_available: int,
         used_index: int,
         kick: int,
@@ -55,7 +60,9 @@ class CompiledQueue:
         poll_ns: int = 50000,
     ) -> None: ...
     def run(self, slow: Callable[[int, int], bool]) -> None: ...
+    def rearm(self) -> None: ...
     def stop(self) -> None: ...
     def complete(self, head: int, written: int) -> None: ...
+    def adopt(self, head: int) -> None: ...
     def settle(self) -> None: ...
-    def set_call(self, fd: int) -> None: ...
+    def set_wires(self, kick: int, call: int) -> None: ...

@@ -112,31 +112,47 @@ cdef class BlockPath:
     """Where block requests go.
 
     Args:
-        fd: the image; it stays the caller's.
+        fd: the image.
         size: bytes.
         mode: 0: reads are copied from a mapping at `address`; 1: `preadv2` from the page cache, and io_uring for what
             is not there; 2: io_uring for everything (the descriptor has O_DIRECT).
-        read_only: writes are left to Python, which refuses them.
+        read_only: writes are left to Python, which refuses them, or does more than to write. May be changed.
         address: of the mapping, with mode 0.
         broken: address of the mapping's flag that tells the file was cut, with mode 0.
-        keep: the mapping.
+        own_fd: the descriptor is closed with this.
+        keep: what must live as long: the mapping, the descriptor's owner.
     """
 
+    cdef bint own_fd
     cdef int fd
     cdef uint64_t size
     cdef int mode
-    cdef bint read_only
+    cdef public bint read_only
     cdef const uint8_t *image
     cdef const uint32_t *broken
     cdef object keep
 
-    def __cinit__(self, int fd, uint64_t size, int mode, bint read_only=False, size_t address=0, size_t broken=0, keep=None):
+    def __cinit__(self, int fd, uint64_t size, int mode, bint read_only=False, size_t address=0, size_t broken=0, keep=None, *, bint own_fd=False):
         if mode not in (MODE_MMAP, MODE_CACHE, MODE_DIRECT) or (mode == MODE_MMAP and (address == 0 or broken == 0)):
             raise ValueError(f"mode {mode}")
         self.fd, self.size, self.mode, self.read_only = fd, size, mode, read_only
         self.image = <const uint8_t *>address
         self.broken = <const uint32_t *>broken
         self.keep = keep
+        self.own_fd = own_fd
+
+    def become(self, BlockPath other not None):
+        """Take the place of `other`, which is of no use afterwards. While no queue runs."""
+        if other.mode != self.mode:
+            raise ValueError(f"mode {other.mode} instead of {self.mode}")
+        self.fd, other.fd = other.fd, self.fd
+        self.own_fd, other.own_fd = other.own_fd, self.own_fd
+        self.size, self.image, self.broken, self.keep = other.size, other.image, other.broken, other.keep
+        self.read_only = other.read_only
+
+    def __dealloc__(self):
+        if self.own_fd:
+            close(self.fd)
 
 
 cdef struct Flight:  # a transfer under way in io_uring
@@ -154,9 +170,9 @@ cdef class CompiledQueue:
         size: entries of the rings, a power of two.
         descriptors, available, used: addresses in this process, checked by the caller for their whole length.
         regions: guest memory.
-        event_idx: VIRTIO_F_EVENT_IDX was negotiated.
+        event_idx, indirect: VIRTIO_F_EVENT_IDX and VIRTIO_F_INDIRECT_DESC were negotiated.
         last_available, used_index: where to go on.
-        kick, call: eventfds, non-blocking; -1 for none (kick: then `run` only polls while there is work).
+        kick, call: eventfds or pipes, non-blocking; -1 for none.
         path: block requests; None: every chain goes to Python.
         log: (address, size in bytes, guest address of the used ring) of the dirty log.
         inflight: address of the queue's part of the in-flight area, or 0.
@@ -167,7 +183,7 @@ cdef class CompiledQueue:
     cdef uint16_t *available
     cdef uint8_t *used
     cdef uint16_t size, mask
-    cdef bint event_idx
+    cdef bint event_idx, indirect
     cdef RegionTable table
     cdef BlockPath path
     cdef int call, kick, wake
@@ -197,7 +213,7 @@ cdef class CompiledQueue:
 
     def __cinit__(
         self, *, int size, size_t descriptors, size_t available, size_t used, RegionTable regions, bint event_idx,
-        uint16_t last_available, uint16_t used_index, int kick, int call, BlockPath path=None, log=None,
+        bint indirect,        uint16_t last_available, uint16_t used_index, int kick, int call, BlockPath path=None, log=None,
         size_t inflight=0, uint64_t poll_ns=POLL_LONGEST,
     ):
         if size <= 0 or size > LARGEST_QUEUE or size & (size - 1):
@@ -209,7 +225,7 @@ cdef class CompiledQueue:
         self.descriptors = <Descriptor *>descriptors
         self.available = <uint16_t *>available
         self.used = <uint8_t *>used
-        self.event_idx, self.table, self.path = event_idx, regions, path
+        self.event_idx, self.indirect, self.table, self.path = event_idx, indirect, regions, path
         self.last_available, self.used_index, self.published = last_available, used_index, used_index
         self.kick, self.call = kick, call
         self.poll_longest, self.poll_ns = poll_ns, min(poll_ns, POLL_SHORTEST)
@@ -275,6 +291,10 @@ cdef class CompiledQueue:
             if not slow(event, head):
                 self.broken = True
 
+    def rearm(self):
+        """Let `run` work again after `stop`; before it is called."""
+        self.stopping = 0
+
     def stop(self):
         """Have `run` return once what is under way in the kernel is done; from any thread."""
         self.stopping = 1
@@ -292,17 +312,21 @@ cdef class CompiledQueue:
         self._unlock()
         os.eventfd_write(self.wake, 1)
 
+    def adopt(self, unsigned int head):
+        """A chain that an earlier life of the device had taken: it is given back like others. While `run` is not."""
+        if head >= self.size or self.taken[head]:
+            raise ValueError(f"chain {head} is taken")
+        self.taken[head] = TAKEN
+
     def settle(self):
         """After `run` has returned: make visible what was completed since."""
         self._collect_finished()
         if self.used_index != self.published:
             self._publish()
 
-    def set_call(self, int fd):
-        """Notify the driver by another eventfd from now on; the earlier one is not used any more on return."""
-        self._lock()
-        self.call = fd
-        self._unlock()
+    def set_wires(self, int kick, int call):
+        """Other descriptors from now on. While `run` is not."""
+        self.kick, self.call = kick, call
 
     cdef void _lock(self) noexcept nogil:
         while ring_exchange32(&self.lock, 1):
@@ -404,7 +428,7 @@ cdef class CompiledQueue:
         cdef bint write
         readable[0] = 0
         if one.flags & F_INDIRECT:
-            if one.flags & F_NEXT or one.length % sizeof(Descriptor) or one.length > LARGEST_CHAIN * sizeof(Descriptor):
+            if not self.indirect or one.flags & F_NEXT or one.length % sizeof(Descriptor) or one.length > LARGEST_CHAIN * sizeof(Descriptor):
                 return 0
             table = <Descriptor *>self._translate(one.address, one.length, False, &self.near)
             limit = one.length // sizeof(Descriptor)
@@ -568,9 +592,7 @@ cdef class CompiledQueue:
         if not wanted or self.call < 0:
             self.suppressed += 1
             return
-        self._lock()
         write(self.call, &one, 8)
-        self._unlock()
         self.interrupts += 1
 
     cdef void _mark(self, uint64_t address, uint64_t length) noexcept nogil:
@@ -592,7 +614,8 @@ cdef class CompiledQueue:
     cdef bint _sleep(self, uint64_t idle_since) noexcept nogil:
         """Wait for a kick, Python or the kernel. False: guest memory was cut away."""
         cdef pollfd entries[3]
-        cdef uint64_t count = 0, before, slept
+        cdef uint64_t before, slept
+        cdef uint8_t drain[512]
         cdef int index
         cdef bint deaf = self.broken or self.stopping
         for index in range(self.table.count):
@@ -610,10 +633,12 @@ cdef class CompiledQueue:
         poll(entries, 3, -1)
         slept = now_ns() - before
         if entries[0].revents:
-            read(self.wake, &count, 8)
-        if entries[1].revents:
-            read(self.kick, &count, 8)
+            read(self.wake, drain, 8)
+        if entries[1].revents & POLLIN:
+            read(self.kick, drain, sizeof(drain))
             self.kicks += 1
+        elif entries[1].revents:
+            self.kick = -1  # a pipe without a writer would be ready for ever
         self._adapt(slept)
         if not deaf:
             self._ask_for_kicks(False)

@@ -1,6 +1,7 @@
 """DMA: what memory a device may touch, by address, with permissions, faults, pins and dirty pages."""
 
 from iolane.model.dma.fault import DmaFault, FaultReason
+from iolane.model.dma.host import HostRegion
 from iolane.model.dma.permission import READ_WRITE, Direction, Permission
 from iolane.model.dma.pin import Pinned
 from iolane.model.dma.space import DmaSpace, IndirectAccess, MapLimitError, MapOverlapError, WriteLog
@@ -12,6 +13,7 @@ __all__ = [
     "DmaFault",
     "DmaSpace",
     "FaultReason",
+    "HostRegion",
     "IndirectAccess",
     "MapKind",
     "MapLimitError",

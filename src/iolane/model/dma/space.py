@@ -12,6 +12,7 @@ from iolane.memory.files import MemoryFiles
 from iolane.memory.mapping import Mapping
 from iolane.model.dma.dirty import DirtyLog
 from iolane.model.dma.fault import DmaFault, FaultReason
+from iolane.model.dma.host import HostRegion
 from iolane.model.dma.permission import READ_WRITE, Direction, Permission
 from iolane.model.dma.pin import Pinned
 from iolane.model.dma.table import NO_MAP, DmaMap, MapKind, MapTable
@@ -107,6 +108,23 @@ class DmaSpace:
     def maps(self) -> list[tuple[int, int, Permission, MapKind]]:
         """(iova, size, permission, kind) of every map, in order."""
         return [(item.start, item.end - item.start, item.permission, item.kind) for item in self._table]
+
+    def host_regions(self) -> list[HostRegion]:
+        """The maps of files that the device may read, for compiled code; of others it must ask `read`,
+        `write`.
+        """
+        return [
+            HostRegion(
+                item.start,
+                item.end - item.start,
+                item.memory.address + item.start + item.delta,
+                item.writable is not None,
+                item.memory.broken_address,
+                item.memory,
+            )
+            for item in self._table
+            if isinstance(item.memory, Mapping) and item.readable is not None
+        ]
 
     def map(
         self,

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from iolane.errors import IolaneError
+from iolane.memory.ring import BlockPath
 from iolane.model.device import Device
 from iolane.model.registers import RegisterMap
 from iolane.model.reset import ResetKind
@@ -111,6 +112,10 @@ class VirtioDevice(Device):
     def handle(self, queue: Virtqueue, chain: Chain) -> None:
         """Do what a chain asks for, and give it back by `queue.push`, now or when a task has ended."""
         raise NotImplementedError
+
+    def compiled_path(self, queue: Virtqueue) -> BlockPath | None:
+        """What compiled code may do of this queue by itself; None: everything is done the readable way."""
+        return None
 
     def release(self) -> None:
         """Give back what the host lent (back ends); called once, at the very end."""
@@ -217,9 +222,17 @@ class VirtioDevice(Device):
         self.config.reset()
         self.fill_config()
 
+    def on_pause(self) -> None:
+        """Queues that a thread of their own serves rest."""
+        for queue in self.queues:
+            if queue.ring is not None:
+                queue.ring.pause()
+
     def on_resume(self) -> None:
         """Look for what the driver did in the meantime."""
         for queue in self.queues:
+            if queue.ring is not None:
+                queue.ring.resume()
             queue.service()
 
     def on_disconnect(self) -> None:

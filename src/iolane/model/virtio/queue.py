@@ -121,6 +121,7 @@ class Virtqueue:
         ring, self.ring = self.ring, None
         if ring is None:
             return 0
+        ring.close()
         self.in_flight.clear()
         self._again.clear()
         self.device.on_queue_stop(self)
@@ -273,6 +274,8 @@ class Virtqueue:
             "interrupts_suppressed": self.suppressed,
             "rejections": self.rejections,
         }
+        for key, count in self.ring.counts.items() if self.ring is not None else ():
+            counts[key] = counts.get(key, 0) + count
         shown: dict[str, int | float | str] = {f"{self.name}.{key}": count for key, count in counts.items()}
         if self.rejection is not None:
             shown[f"{self.name}.broken"] = str(self.rejection)

@@ -7,6 +7,8 @@ and used. What breaks a rule raises `BrokenRing` with the rule's name.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 from iolane.memory.fence import fence
@@ -31,10 +33,15 @@ class Ring(Protocol):
     Attributes:
         last_available: index (16 bits) of the next chain that `pop` takes.
         used_index: index (16 bits) of the next used element.
+        counts: what the ring counted by itself, added to the queue's counters.
     """
 
-    last_available: int
-    used_index: int
+    @property
+    def last_available(self) -> int: ...
+    @property
+    def used_index(self) -> int: ...
+    @property
+    def counts(self) -> Mapping[str, int]: ...
 
     def pop(self) -> Chain | None: ...
     def fetch(self, head: int) -> Chain: ...
@@ -43,6 +50,9 @@ class Ring(Protocol):
     def needs_interrupt(self) -> bool: ...
     def enable_kicks(self) -> bool: ...
     def disable_kicks(self) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class SplitRing:
@@ -91,6 +101,19 @@ class SplitRing:
         self._signalled: int | None = None
         """Used index at the last decision about an interrupt; None: nothing is known of the driver's wish."""
         self._kicks_disabled = False
+
+    # A ring that has a thread of its own does something here.
+
+    counts: Mapping[str, int] = MappingProxyType({})
+
+    def pause(self) -> None:
+        """Serve nothing until `resume`."""
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+
+    def close(self) -> None:
+        """The queue does not run any more."""
 
     # Memory. A fault in the rings breaks the queue.
 

@@ -21,8 +21,10 @@ from iolane.devices.virtio.block.config import (
     BlockConfig,
 )
 from iolane.devices.virtio.block.features import BlockFeature
+from iolane.devices.virtio.block.path import block_path
 from iolane.devices.virtio.block.request import Request, RequestError
 from iolane.errors import IolaneError
+from iolane.memory.ring import BlockPath
 from iolane.model.dma import DmaFault, Pinned
 from iolane.model.registers import Register8
 from iolane.model.state import StateError
@@ -68,6 +70,7 @@ class Block(VirtioDevice):
         queues: number of request queues.
         queue_size: largest size of a queue, a power of two.
         block_size: the logical block size that the guest sees; by default the back end's.
+        direct: compiled code reads and writes the image past the host's page cache.
 
     Raises:
         IolaneError: an argument can't be, or the image can't be opened.
@@ -90,6 +93,7 @@ class Block(VirtioDevice):
         queues: int = 1,
         queue_size: int = 256,
         block_size: int | None = None,
+        direct: bool = False,
         name: str | None = None,
     ) -> None:
         _check_queues(queues, queue_size)
@@ -104,6 +108,8 @@ class Block(VirtioDevice):
         self.read_only = read_only or self.backend.read_only
         self.block_size = block_size or self.backend.block_size
         self.writeback = True
+        self.direct = direct
+        self._path: BlockPath | None = None
         try:
             _check_block_size(self.block_size, self.backend)
         except IolaneError:
@@ -119,13 +125,18 @@ class Block(VirtioDevice):
 
     def on_features(self, features: int) -> None:
         """Without FLUSH every write is safe before it completes (5.2.5.2, 5.2.6.2)."""
-        self.writeback = self.negotiated(BlockFeature.FLUSH)
-        self.config.WRITEBACK = int(self.writeback)
+        self._set_cache(self.negotiated(BlockFeature.FLUSH))
 
     def _set_writeback(self, value: Register8) -> None:
         if self.negotiated(BlockFeature.CONFIG_WCE):
-            self.writeback = bool(value & 1)
+            self._set_cache(bool(value & 1))
         self.config.WRITEBACK = int(self.writeback)
+
+    def _set_cache(self, writeback: bool) -> None:
+        self.writeback = writeback
+        self.config.WRITEBACK = int(writeback)
+        if self._path is not None:
+            self._path.read_only = not self._compiled_writes
 
     @property
     def capacity(self) -> int:
@@ -148,12 +159,27 @@ class Block(VirtioDevice):
             config.MAX_WRITE_ZEROES_SECTORS = ZEROES_SECTORS
             config.WRITE_ZEROES_MAY_UNMAP = int(self.backend.reads_zeroes_after_discard)
 
+    def compiled_path(self, queue: Virtqueue) -> BlockPath | None:
+        """Plain reads of an image, and writes while the cache is write-back; other back ends need Python."""
+        if not isinstance(self.backend, FileBackend):
+            return None
+        if self._path is None:
+            self._path = block_path(self.backend, direct=self.direct, writes=self._compiled_writes)
+        return self._path
+
+    @property
+    def _compiled_writes(self) -> bool:
+        return self.writeback and not self.read_only
+
     def resize(self) -> None:
         """The image has another size now: take it, and tell the guest (5.2.6.2)."""
         with self.quiesced():
             if self.image is not None:
                 before = self.backend
                 self.backend = FileBackend(self.image, read_only=self.read_only, lock=False)
+                if self._path is not None:
+                    path = block_path(self.backend, direct=self.direct, writes=self._compiled_writes)
+                    self._path.become(path)
                 before.close()
             self.config_changed()
 
@@ -325,7 +351,7 @@ class Block(VirtioDevice):
                 f"{self.capacity}",
                 remedy="name the same image",
             )
-        self.writeback = self.state.writeback
+        self._set_cache(self.state.writeback)
         super().on_load()
 
     def statistics(self) -> dict[str, int | float | str]:

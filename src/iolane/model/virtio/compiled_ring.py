@@ -1,0 +1,225 @@
+"""A queue on the compiled data plane: `CompiledQueue` serves it in a thread, what it leaves goes the
+readable way.
+
+The chains that the compiled code does not do itself (`SLOW`) are fetched by `SplitRing`, handled by the
+device under its lock and given back through the compiled ring, so that one writer alone touches the used
+ring.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from iolane.memory.ring import BAD_INDEX, BROKEN_MEMORY, CHAIN, BlockPath, CompiledQueue, RegionTable
+from iolane.model.dma import DmaSpace, HostRegion
+from iolane.model.virtio.chain import Chain
+from iolane.model.virtio.device import VirtioDevice
+from iolane.model.virtio.features import Feature
+from iolane.model.virtio.queue import Virtqueue, make_split_ring
+from iolane.model.virtio.rejection import BrokenRing, RingRejection
+from iolane.model.virtio.split_ring import SplitRing
+
+_EVENTS = {
+    BAD_INDEX: RingRejection.AVAILABLE_OVERRUN,
+    BROKEN_MEMORY: RingRejection.BUFFER_LOST,
+}
+
+
+class Wires(NamedTuple):
+    """What the carrier gives a ring: descriptors that stay its own, and traces in shared memory.
+
+    Attributes:
+        kick, call: eventfds or pipes; -1 for none.
+        log: (address, bytes, guest address of the used ring) of a dirty log.
+        inflight: address of the queue's part of an in-flight area, or 0.
+    """
+
+    kick: int
+    call: int
+    log: tuple[int, int, int] | None = None
+    inflight: int = 0
+
+
+class CompiledRing:
+    """The rings of a running queue, behind the `Ring` protocol. Called under the device's lock.
+
+    Raises:
+        BrokenRing: the rings can't be where the driver says.
+        UnreachableRing: they are in memory that has no address here; the readable ring reaches it.
+    """
+
+    def __init__(
+        self,
+        device: VirtioDevice,
+        queue: Virtqueue,
+        last_available: int,
+        used_index: int | None,
+        path: BlockPath | None,
+        wires: Wires,
+    ) -> None:
+        self._device = device
+        self._queue = queue
+        self._oracle = make_split_ring(SplitRing, queue, last_available, used_index)
+        self._handed: int | None = None
+        self._thread: threading.Thread | None = None
+        self._running = False
+        self._again: list[int] = []
+        regions = device.dma.host_regions()
+        self._engine = CompiledQueue(
+            size=queue.size,
+            descriptors=host_address(regions, queue.descriptors, 16 * queue.size),
+            available=host_address(regions, queue.available, 6 + 2 * queue.size),
+            used=host_address(regions, queue.used, 6 + 8 * queue.size, write=True),
+            regions=region_table(device.dma, regions),
+            event_idx=device.negotiated(Feature.EVENT_IDX),
+            indirect=device.negotiated(Feature.INDIRECT_DESC),
+            last_available=last_available,
+            used_index=self._oracle.used_index,
+            kick=wires.kick,
+            call=wires.call,
+            path=path,
+            log=wires.log,
+            inflight=wires.inflight,
+        )
+
+    # The thread.
+
+    def start(self) -> None:
+        """Serve the queue in a thread of its own, until `pause`."""
+        self._engine.rearm()
+        self._running = True
+        name = f"{self._device.name} {self._queue.name}"
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        changed = self._device.changed
+        try:
+            self._engine.run(self._slow)
+        finally:
+            with changed:
+                self._running = False
+                changed.notify_all()
+
+    def _slow(self, event: int, head: int) -> bool:
+        """What the compiled code leaves to Python. False: the queue is of no use any more."""
+        queue = self._queue
+        with self._device.lock:
+            if queue.ring is not self or queue.rejection is not None:
+                return False
+            with queue.batch():
+                if event != CHAIN:
+                    raise BrokenRing(_EVENTS.get(event, RingRejection.HEAD_IN_FLIGHT))
+                self._handed = head
+                while (chain := queue.pop()) is not None:
+                    self._device.handle(queue, chain)
+            return queue.rejection is None
+
+    def pause(self) -> None:
+        """Return when the thread does nothing any more; the device's lock is released meanwhile."""
+        thread = self._thread
+        if thread is None:
+            return
+        self._engine.stop()
+        changed = self._device.changed
+        while self._running and thread is not threading.current_thread():
+            changed.wait()
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        if self._thread is not None and not self._running:
+            self.start()
+
+    def close(self) -> None:
+        """No task holds a chain any more: show the driver what was given back since the thread ended."""
+        self.pause()
+        self._thread = None
+        self._engine.settle()
+
+    def rewire(self, kick: int, call: int) -> None:
+        """Use other descriptors from now on. While paused."""
+        self._engine.set_wires(kick, call)
+
+    def give_up(self) -> None:
+        """The queue is broken: the thread ends."""
+        self._engine.stop()
+
+    # The `Ring` protocol.
+
+    @property
+    def last_available(self) -> int:
+        """Index of the next chain to take."""
+        return self._engine.last_available
+
+    @property
+    def used_index(self) -> int:
+        """Index of the next used element."""
+        return self._engine.used_index
+
+    def pop(self) -> Chain | None:
+        """The chain that the compiled code hands over, if it is doing that."""
+        head, self._handed = self._handed, None
+        return None if head is None else self._oracle.fetch(head)
+
+    def fetch(self, head: int) -> Chain:
+        """A chain that an earlier life of this device had taken, to be done again."""
+        self._engine.adopt(head)
+        return self._oracle.fetch(head)
+
+    def push(self, head: int, written: int) -> None:
+        """Give a chain back; the compiled code writes the used ring, and interrupts."""
+        self._engine.complete(head, min(written, 0xFFFF_FFFF))
+
+    def publish(self) -> None:
+        """The compiled code does it."""
+
+    def needs_interrupt(self) -> bool:
+        """Never: the compiled code decides, and interrupts."""
+        return False
+
+    def enable_kicks(self) -> bool:
+        """The compiled code asks for kicks, and sees what became available meanwhile."""
+        return False
+
+    def disable_kicks(self) -> None:
+        """The compiled code does it."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Counts of the compiled code; chains that Python did are the queue's."""
+        engine = self._engine
+        return {
+            "kicks": engine.kicks,
+            "chains": engine.requests,
+            "bytes_read": engine.bytes_read,
+            "bytes_written": engine.bytes_written,
+            "interrupts": engine.interrupts,
+            "interrupts_suppressed": engine.suppressed,
+            "batches": engine.batches,
+            "slow": engine.slow,
+        }
+
+
+class UnreachableRing(BrokenRing):
+    """The rings are not in one piece of mapped memory; the readable ring may still reach them."""
+
+    def __init__(self) -> None:
+        super().__init__(RingRejection.RING_UNREACHABLE)
+
+
+def host_address(regions: list[HostRegion], address: int, length: int, *, write: bool = False) -> int:
+    """Where a range of guest memory lies in this process. Raises UnreachableRing."""
+    for region in regions:
+        if region.start <= address and address + length <= region.start + region.size:
+            if write and not region.writable:
+                break
+            return region.address + address - region.start
+    raise UnreachableRing()
+
+
+def region_table(dma: DmaSpace, regions: list[HostRegion]) -> RegionTable:
+    """Guest memory for compiled code; what must stay mapped stays mapped with it."""
+    rows = [(item.start, item.size, item.address, item.writable, item.broken_address) for item in regions]
+    return RegionTable(rows, keep=[item.keep for item in regions])
