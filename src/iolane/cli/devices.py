@@ -76,6 +76,11 @@ def _print_device(device: DeviceReport) -> None:
             print_wrapped(f"{title}: {', '.join(shown)}", indent=4)
     if device.unmodelled:
         print(f"    not modelled, but touched by the guest: {', '.join(device.unmodelled)}")
+    if device.accesses:
+        counts = [f"{name} {reads}r {writes}w" for name, (reads, writes) in device.accesses.items()]
+        print_wrapped(f"accesses while traced: {', '.join(counts)}", indent=4)
+    for spin in device.spins:
+        print(f"    notice: {spin}")
     for fault in device.faults:
         print(f"    DMA fault: {fault}")
     if device.problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -11,10 +12,12 @@ from iolane.carriers.vfio_user import EventKind, VfioUserServer
 from iolane.model.pci import PciDevice
 from iolane.model.region import RegionIndex
 from iolane.model.reset import ResetKind
+from iolane.model.trace import GuestSpins, JsonSink, TextSink, TraceEvent, TraceLevel, Tracer
 from iolane.operations.tracing import TraceRequest
 
 FAULTS_SHOWN = 5
 UNMODELLED_SHOWN = 32
+ACCESSES_SHOWN = 512
 TROUBLE = (EventKind.FAILED, EventKind.WARNING)
 
 
@@ -26,6 +29,7 @@ class ServedDevice:
         self.device = device
         self.server = server
         self.socket = socket
+        self.tracer = Tracer(device)
 
     @property
     def type(self) -> str:
@@ -43,11 +47,16 @@ class ServedDevice:
                 endpoint=str(self.socket),
                 connected=self.server.connected,
                 interrupt_mode=device.interrupts.mode.value,
-                trace="off",
+                trace=str(self.tracer.level),
                 counters=self._counters(),
                 statistics={**device.counters.snapshot(), **device.statistics()},
                 unmodelled=self._unmodelled(),
                 faults=[str(fault) for fault in faults],
+                accesses={
+                    count.name: (count.reads, count.writes)
+                    for count in self.tracer.counters()[:ACCESSES_SHOWN]
+                },
+                spins=[_spin(spin) for spin in self.tracer.spins],
                 problem=self._problem(),
             )
 
@@ -85,14 +94,46 @@ class ServedDevice:
         return [text for _, text in sorted(found, reverse=True)[:UNMODELLED_SHOWN]]
 
     def set_trace(self, request: SetTrace, sink: Sink | None) -> Callable[[], None]:
-        """Set its trace level; returns the call that restores the one before."""
-        raise NotImplementedError
+        """Set its trace level; returns the call that restores the one before.
+
+        With a sink, the trace is beside whatever else is set; without, it stays, and events go to stderr.
+        """
+        level = TraceLevel.parse(request.level)
+        if sink is None:
+            self.tracer.set(
+                level,
+                registers=request.filter,
+                direction=request.direction,
+                sink=(JsonSink if request.json else TextSink)(sys.stderr),
+            )
+            return lambda: None
+
+        def pass_on(event: TraceEvent) -> None:
+            sink(event.plain() if request.json else event.text())
+
+        return self.tracer.follow(level, registers=request.filter, direction=request.direction, sink=pass_on)
 
     def trace_to_stderr(self, request: TraceRequest) -> Callable[[], None]:
-        """Trace it from now on; returns the call that ends it."""
-        raise NotImplementedError
+        """Trace it from now on; returns the call that ends it, and then shows what was counted."""
+        level = TraceLevel.parse(request.level)
+        self.tracer.set(level, registers=request.registers, sink=TextSink(sys.stderr))
+
+        def end() -> None:
+            self.tracer.off()
+            if level is TraceLevel.COUNTERS:
+                for count in self.tracer.counters(request.registers):
+                    print(
+                        f"{self.name} {count.name}: {count.reads} reads, {count.writes} writes",
+                        file=sys.stderr,
+                    )
+
+        return end
 
     def reset(self, kind: Literal["conventional", "flr"]) -> None:
         """Reset it, as the carrier's reset or a function-level reset does."""
         with self.device.lock:
             self.device.reset(ResetKind.FLR if kind == "flr" else ResetKind.CONVENTIONAL)
+
+
+def _spin(notice: GuestSpins) -> str:
+    return notice.text().partition("notice: ")[2]

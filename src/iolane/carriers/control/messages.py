@@ -53,6 +53,10 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
     """Registers the guest touched that the device does not model."""
     faults: list[str] = []
     """The latest refused DMA accesses."""
+    accesses: dict[str, tuple[int, int]] = {}
+    """Register -> reads and writes, counted while it was traced."""
+    spins: list[str] = []
+    """Notices of a guest that reads one register over and over, while it was traced."""
     problem: str | None = None
     """What went wrong with its server."""
 
