@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import threading
@@ -31,12 +32,13 @@ from iolane.carriers.vfio_user.rejection import ENDS_CONNECTION, RefusedError, R
 from iolane.carriers.vfio_user.session import STOPPED_STATES, Reply, Request, Session
 from iolane.carriers.vfio_user.trap_loop import ConnectionEndedError, TrapLoop
 from iolane.carriers.vfio_user.version import answer
-from iolane.carriers.vfio_user.wire import Receiver, error_reply, reply_header
+from iolane.carriers.vfio_user.wire import Receiver, error_reply, limit_receive, reply_header
 from iolane.model.pci import PciDevice
 
 _log = logging.getLogger("iolane.vfio_user")
 
-EIO = 5
+GREETING_S = 10.0
+"""A client that says nothing must not keep the next one waiting for ever."""
 LARGEST_LOGGED = 200
 TAKES_FDS = {Command.DMA_MAP: 1, Command.DEVICE_SET_IRQS: 253}
 """Commands that descriptors may come with, and how many."""
@@ -116,10 +118,13 @@ class Connection:
         self._message_dma.thread = threading.get_ident()
         self.statistics.connections = 1
         try:
+            limit_receive(self._socket, GREETING_S)
             self._loop.serve()
         except RefusedError as error:
             self._count(error)
             self.ended_by = str(error)
+        except BlockingIOError:
+            self.ended_by = f"the client did not negotiate within {GREETING_S:g} s"
         except OSError as error:
             self.ended_by = str(error)
             if self._receiver.end > self._receiver.position and not self._stopped:
@@ -220,7 +225,7 @@ class Connection:
         else:
             self.statistics.device_errors += 1
             self._device.report_error(f"vfio-user command {command}", error)
-            number = EIO
+            number = errno.EIO
         try:
             if not flags & HeaderFlag.NO_REPLY and flags & TYPE_MASK != TYPE_REPLY:
                 with self._send_lock:
@@ -242,6 +247,7 @@ class Connection:
         self._session.peer = peer
         self._message_dma.chunk = min(CHUNK, peer.max_data_xfer_size)
         self.negotiated = True
+        limit_receive(self._socket, 0)
         with self._device.lock:
             self._device.dma.indirect = self._message_dma
         self._on_negotiated()

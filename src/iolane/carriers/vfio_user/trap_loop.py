@@ -11,7 +11,6 @@ there.
 from __future__ import annotations
 
 import socket
-import struct
 import threading
 from struct import Struct
 from typing import Protocol
@@ -27,19 +26,15 @@ from iolane.carriers.vfio_user.protocol import (
 )
 from iolane.carriers.vfio_user.rejection import RefusedError, Rejection
 from iolane.carriers.vfio_user.session import Session
-from iolane.carriers.vfio_user.wire import Receiver
+from iolane.carriers.vfio_user.wire import Receiver, limit_receive
 
 ACCESS = Struct("<HHIIIQIII")
 """Header, region access, and the first four bytes behind them: what a write of up to 4 bytes carries."""
 ACCESS_SIZE = HEADER_SIZE + REGION_ACCESS.size
 REPLY_LAYOUT = "<HHIIIQII"
 ACCESS_REPLY = Struct(REPLY_LAYOUT)
-RECEIVE_TIMEOUT = struct.pack("@ll", int(TIMEOUT_S), int(TIMEOUT_S % 1 * 1_000_000))
-NO_TIMEOUT = struct.pack("@ll", 0, 0)
 VALUE_FORMATS = {1: "B", 2: "H", 4: "I"}
 VALUE_MASKS = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFF_FFFF}
-
-
 NESTING_LIMIT = 16
 """Waits for message DMA inside each other; a client that causes more gets the fault of a transfer that
 failed.
@@ -64,8 +59,8 @@ class TrapLoop:
     """Receives and answers messages until the client goes or a nested call has what it waits for.
 
     `receiver.position` is behind the message being handled whenever code that may receive runs:
-    handlers of posted writes, and `dispatch`. `posted` is true inside a handler whose reply nobody
-    waits for.
+    handlers of posted writes, and `dispatch`. `posted` is true inside a handler whose reply nobody waits
+    for, and stays so until the next other one.
     """
 
     def __init__(
@@ -86,8 +81,7 @@ class TrapLoop:
             until.fail(f"{NESTING_LIMIT} transfers wait inside each other already")
             return
         self._depth += 1
-        self.posted = False
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, RECEIVE_TIMEOUT)
+        limit_receive(self._socket, TIMEOUT_S)
         try:
             self.serve(until)
         except BlockingIOError:
@@ -96,7 +90,7 @@ class TrapLoop:
             self._depth -= 1
             self.posted = True
             if not self._depth:
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, NO_TIMEOUT)
+                limit_receive(self._socket, 0)
 
     def serve(self, until: Pending | None = None) -> None:
         """Handle messages; return when `until` is done. Raises ConnectionEndedError when the client is
@@ -107,19 +101,20 @@ class TrapLoop:
         regions, statistics, send = session.open_regions, session.statistics, self._socket.send
         buffer, unpack = receiver.buffer, ACCESS.unpack_from
         answer = bytearray(ACCESS_SIZE + 8)
-        pack_acknowledgement = ACCESS_REPLY.pack_into
-        acknowledgement = memoryview(answer)[:ACCESS_SIZE]
+        done, acknowledgement = ACCESS_REPLY.pack_into, memoryview(answer)[:ACCESS_SIZE]
         read_replies = {
             count: (Struct(REPLY_LAYOUT + form).pack_into, memoryview(answer)[: ACCESS_SIZE + count])
             for count, form in VALUE_FORMATS.items()
         }
         masks = VALUE_MASKS
-        READ, WRITE, NO_REPLY = int(Command.REGION_READ), int(Command.REGION_WRITE), int(HeaderFlag.NO_REPLY)
+        READ, WRITE = int(Command.REGION_READ), int(Command.REGION_WRITE)
+        REPLY, NO_REPLY = TYPE_REPLY, int(HeaderFlag.NO_REPLY)
+        self.posted = posted = False
 
         while until is None or not until.done:
             position, end, plain = receiver.position, receiver.end, receiver.plain
             while end - position >= HEADER_SIZE:
-                message_id, command, size, flags, error, offset, index, count, data = unpack(buffer, position)
+                number, command, size, flags, error, offset, index, count, data = unpack(buffer, position)
                 if size > end - position or size < HEADER_SIZE:
                     break
                 try:
@@ -127,68 +122,53 @@ class TrapLoop:
                         region, reply = regions.get(index), read_replies.get(count)
                         if region is not None and reply is not None and offset + count <= region.size:
                             statistics.reads += 1
-                            position += ACCESS_SIZE
-                            receiver.position = position
+                            receiver.position = position = position + ACCESS_SIZE
+                            if posted:
+                                self.posted = posted = False
                             with lock:
                                 value = region.read(offset, count)
                             pack, view = reply
-                            pack(
-                                answer,
-                                0,
-                                message_id,
-                                READ,
-                                len(view),
-                                TYPE_REPLY,
-                                0,
-                                offset,
-                                index,
-                                count,
-                                value,
-                            )
+                            pack(answer, 0, number, READ, len(view), REPLY, 0, offset, index, count, value)
                             try:
                                 send(view)
                             except OSError as gone:
                                 raise ConnectionEndedError("the client takes no replies") from gone
                             continue
-                    elif command == WRITE and size == ACCESS_SIZE + count and not flags & ~NO_REPLY and plain:
+                    elif (
+                        command == WRITE
+                        and size == ACCESS_SIZE + count
+                        and (flags == NO_REPLY or not flags)
+                        and plain
+                    ):
                         region, mask = regions.get(index), masks.get(count)
                         if region is not None and mask is not None and offset + count <= region.size:
                             statistics.writes += 1
-                            receiver.position = position + size
+                            receiver.position = position = position + size
                             if flags:
-                                self.posted = True
+                                if not posted:
+                                    self.posted = posted = True
                                 with lock:
                                     region.write(offset, count, data & mask)
-                                self.posted = False
                                 position, end = receiver.position, receiver.end
-                            else:
-                                position += size
-                                with lock:
-                                    region.write(offset, count, data & mask)
-                                pack_acknowledgement(
-                                    answer,
-                                    0,
-                                    message_id,
-                                    WRITE,
-                                    ACCESS_SIZE,
-                                    TYPE_REPLY,
-                                    0,
-                                    offset,
-                                    index,
-                                    count,
-                                )
-                                try:
-                                    send(acknowledgement)
-                                except OSError as gone:
-                                    raise ConnectionEndedError("the client takes no replies") from gone
+                                continue
+                            if posted:
+                                self.posted = posted = False
+                            with lock:
+                                region.write(offset, count, data & mask)
+                            done(answer, 0, number, WRITE, ACCESS_SIZE, REPLY, 0, offset, index, count)
+                            try:
+                                send(acknowledgement)
+                            except OSError as gone:
+                                raise ConnectionEndedError("the client takes no replies") from gone
                             continue
                     receiver.position = position + size
-                    dispatcher.dispatch(message_id, command, size, flags, error)
+                    dispatcher.dispatch(number, command, size, flags, error)
+                    posted = False
                 except ConnectionEndedError:
                     raise
                 except Exception as failure:
-                    self.posted = False
-                    dispatcher.failed(message_id, command, flags, failure)
+                    self.posted = posted = False
+                    dispatcher.failed(number, command, flags, failure)
                 position, end, plain = receiver.position, receiver.end, receiver.plain
                 if until is not None and until.done:
                     return

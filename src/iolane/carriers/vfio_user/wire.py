@@ -9,6 +9,7 @@ byte.
 from __future__ import annotations
 
 import socket
+import struct
 
 from iolane.carriers.descriptors import DESCRIPTOR_SIZE, close_all, descriptors_in
 from iolane.carriers.vfio_user.protocol import (
@@ -87,6 +88,12 @@ class Receiver:
         self._first_fds, self._last_fds = [], []
         self.buffer, self.view, self._whole = bytearray(), memoryview(b""), []
         self.position = self.end = 0
+
+
+def limit_receive(connection: socket.socket, seconds: float) -> None:
+    """Let a blocking receive raise BlockingIOError after a while; 0 is never. Sends are not limited."""
+    limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
 
 def reply_header(message_id: int, command: int, payload_size: int) -> bytes:

@@ -55,14 +55,26 @@ def test_the_second_client_waits_for_the_first(server: VfioUserServer) -> None:
     second.close()
 
 
+def test_a_silent_client_does_not_keep_the_next_one_waiting(
+    server: VfioUserServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iolane.carriers.vfio_user.connection.GREETING_S", 0.1)
+    with RawClient(server.path) as silent, VfioUserClient(server.path) as client:
+        client.negotiate()
+        assert silent.ended()
+        time.sleep(0.2)  # once negotiated, silence is fine
+        assert client.read(0, 0, 4) == 0
+
+
 def test_events(server: VfioUserServer) -> None:
+    told = threading.Semaphore(0)
+    server.on_event.add(lambda event: told.release())
     with RawClient(server.path):
         pass  # a probe
     with VfioUserClient(server.path) as client:
         client.negotiate()
-    assert server.wait_idle(5)
-    while len(server.events) < 2:
-        time.sleep(0.001)
+    assert told.acquire(timeout=5)
+    assert told.acquire(timeout=5)
     assert [event.kind for event in server.events] == [EventKind.CONNECTED, EventKind.DISCONNECTED]
 
 
