@@ -1,4 +1,4 @@
-"""`iolane trace` and `--trace`: the accesses of a running device, at another process and at its own stderr."""
+"""`iolane trace` and `--trace`: the accesses of a running device, to another process and to its stderr."""
 
 from __future__ import annotations
 
