@@ -35,6 +35,8 @@ class Rng(VirtioDevice):
         self.rate = rate
         self.source = source
         self._fd = -1 if source is None else _open(source)
+        self._period = 0
+        """When the present period began, in the device's time."""
         self._budget = self._allowance()
         self._timer: Timer | None = None
 
@@ -43,24 +45,20 @@ class Rng(VirtioDevice):
         return max(1, self.rate * PERIOD_NS // 1_000_000_000)
 
     def on_kick(self, queue: Virtqueue) -> None:
-        """Serve what the rate allows; the rest stays in the ring."""
+        """Serve what the rate allows; the rest stays in the ring until the next period."""
         if not self.rate:
             super().on_kick(queue)
             return
+        now = self.clock.now_ns()
+        if now - self._period >= PERIOD_NS:
+            self._period, self._budget = now, self._allowance()
         while self._budget > 0:
             chain = queue.pop()
             if chain is None:
                 return
             self.handle(queue, chain)
-        self._await_allowance(queue)
-
-    def _await_allowance(self, queue: Virtqueue) -> None:
         if self._timer is None or not self._timer.active:
-            self._timer = self.clock.call_after(PERIOD_NS, lambda: self._allow(queue))
-
-    def _allow(self, queue: Virtqueue) -> None:
-        self._budget = self._allowance()
-        queue.service()
+            self._timer = self.clock.call_at(self._period + PERIOD_NS, queue.service)
 
     def handle(self, queue: Virtqueue, chain: Chain) -> None:
         """One or more random bytes into the buffer (5.4.6.2)."""
@@ -94,8 +92,12 @@ class Rng(VirtioDevice):
         self._deliver(queue, chain, os.urandom(min(chain.writable_length, LARGEST)))
 
     def on_reset(self, kind: ResetKind) -> None:
+        """The timer is gone; what the period still allows is not given twice."""
         self._timer = None
-        self._budget = self._allowance()
+
+    def on_load(self) -> None:
+        super().on_load()
+        self._timer, self._period = None, self.clock.now_ns()
 
     def release(self) -> None:
         fd, self._fd = self._fd, -1
