@@ -11,7 +11,6 @@ from typing import NamedTuple
 from iolane.backends.block import BlockBackend
 
 PAGE = 4096
-SECTOR = 512
 _ZERO_PAGE = bytes(PAGE)
 
 
@@ -27,14 +26,16 @@ class PowerCut:
     """Keeps what is written in a volatile cache before `backend`, until `flush`.
 
     `cut()` forgets the cache. A seed makes it a cut in the middle of writing back: the disk had begun, in an
-    order of its own, and each 512-byte sector of each write got there or not.
+    order of its own, and each aligned piece of `atomic` bytes of each write got there or not.
 
     Args:
         backend: what survives.
+        atomic: bytes that are written wholly or not at all. (ext4 needs it to hold for its superblock.)
     """
 
-    def __init__(self, backend: BlockBackend) -> None:
+    def __init__(self, backend: BlockBackend, *, atomic: int = 512) -> None:
         self.backend = backend
+        self.atomic = atomic
         self.powered = True
         self.flushes = 0
         self._lock = threading.Lock()
@@ -147,10 +148,12 @@ class PowerCut:
                 if chance.random() < 0.5:
                     self._write_back(change)
                 continue
-            for start in range(0, change.length, SECTOR):
+            start = 0
+            while start < change.length:
+                piece = change.data[start : start + self.atomic - (change.offset + start) % self.atomic]
                 if chance.random() < 0.5:
-                    piece = change.data[start : start + SECTOR]
                     self._write_back(_Change(change.offset + start, len(piece), piece))
+                start += len(piece)
 
     def _cache(self, offset: int, data: bytes) -> None:
         position = 0
@@ -185,9 +188,17 @@ class PowerCut:
 
 
 class FlushForgotten(PowerCut):
-    """The mutant: its flush claims success and keeps nothing. A test of durability must fail on it."""
+    """The mutant: its flush claims success and keeps nothing. A test of durability must fail on it.
+
+    `forgets` may be switched off for a while, to prepare the disk.
+    """
+
+    forgets = True
 
     def flush(self) -> None:
+        if not self.forgets:
+            super().flush()
+            return
         with self._lock:
             self._check_power()
             self.flushes += 1

@@ -32,7 +32,7 @@ class Arbiter:
     def ring(self, qid: int) -> None:
         """The host submitted commands."""
         self._ready[qid] = None
-        self.serve()
+        self.wake()
 
     def wake(self) -> None:
         """Something ended: queues that were held may go on."""

@@ -326,14 +326,16 @@ class Nvme(PciDevice):
 
     def on_reset(self, kind: ResetKind) -> None:
         """Conventional reset and FLR: the device has been drained."""
+        self.counters.add("function_resets")
         self._look_at_status()
         self.commands.reset()
         self._forget()
 
     def on_resume(self) -> None:
-        """Fetch what was submitted meanwhile."""
+        """Fetch what was submitted meanwhile; without memory (nobody is connected) at the next doorbell."""
         self.arbiter.hold_all()
-        self.arbiter.wake()
+        if self.dma.maps:
+            self.arbiter.wake()
 
     def on_pause(self) -> None:
         """Completions that were held back for coalescing go out now."""

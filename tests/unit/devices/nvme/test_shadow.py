@@ -112,6 +112,25 @@ def test_a_full_completion_queue_asks_for_its_head(make: Make) -> None:
     assert set(cids) <= set(driver.rings[1].done)
 
 
+def test_a_disconnect_leaves_the_controller_ready(make: Make) -> None:
+    """What came into memory meanwhile is fetched when the host is back."""
+    driver = make()
+    driver.enable()
+    driver.create_queues(1)
+    ShadowDriver(driver)
+    device, memory = driver.device, driver.memory
+    device.pause()
+    cids = driver.submit(1, driver.entry(IoOpcode.FLUSH, nsid=1))
+    device.disconnect()
+    device.resume()
+    assert not driver.fatal
+    with device.lock:
+        device.dma.map(memory.base, len(memory.buffer), buffer=memory.buffer)
+    driver.submit(0, driver.entry(AdminOpcode.GET_FEATURES, cdw10=1))
+    driver.reap(1)
+    driver.check(driver.rings[1].done[cids[0]])
+
+
 @pytest.mark.parametrize("doorbell", [2, 3])
 def test_an_impossible_value_is_reported_once(make: Make, doorbell: int) -> None:
     driver = make()
