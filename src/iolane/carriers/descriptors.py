@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import os
 import socket
@@ -11,6 +12,7 @@ from enum import StrEnum
 
 from iolane.errors import IolaneError
 
+LARGEST_READ = 1 << 16
 DESCRIPTOR_SIZE = array.array("i").itemsize
 
 
@@ -61,3 +63,18 @@ def prepare_signal(fd: int, *kinds: SignalKind) -> SignalKind:
     except OSError as error:
         raise IolaneError(f"this descriptor cannot be used: {error.strerror}") from error
     return kind
+
+
+def close_after_reading(connection: socket.socket) -> None:
+    """Close a socket so that the peer sees an end of file.
+
+    A Unix socket that is closed while it holds unread bytes gives its peer ECONNRESET instead (unix(7)),
+    which QEMU 11's vfio-user client answers by aborting. So no more is taken, and what is there is thrown
+    away, first.
+    """
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RD)
+        connection.setblocking(False)
+        while connection.recv(LARGEST_READ):
+            pass
+    connection.close()

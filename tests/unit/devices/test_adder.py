@@ -14,9 +14,7 @@ from iolane.testing.drivers.function import FunctionDriver
 EXAMPLE = Path(__file__).parents[3] / "examples" / "adder.py"
 
 
-@pytest.mark.parametrize(
-    ("presentation", "mode"), [("auto", InterruptMode.MSIX), ("msi", InterruptMode.MSI)]
-)
+@pytest.mark.parametrize(("presentation", "mode"), [("auto", InterruptMode.MSIX), ("msi", InterruptMode.MSI)])
 def test_adds_and_interrupts(presentation: str, mode: InterruptMode) -> None:
     with FunctionDriver(Adder(presentation=presentation), memory=0) as driver:
         assert driver.mode is mode

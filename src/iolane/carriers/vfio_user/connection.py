@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from iolane.carriers.descriptors import send_message
+from iolane.carriers.descriptors import close_after_reading, send_message
 from iolane.carriers.vfio_user.dma import DmaCommands
 from iolane.carriers.vfio_user.features import FeatureCommands
 from iolane.carriers.vfio_user.irqs import IrqCommands
@@ -146,7 +146,7 @@ class Connection:
             self._device.disconnect()
             if self._session.state in STOPPED_STATES:
                 self._device.resume()
-        self._socket.close()
+        close_after_reading(self._socket)
 
     def _count(self, error: RefusedError) -> None:
         self.statistics.rejections[error.rejection] += 1

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
+from iolane.carriers.descriptors import close_after_reading
 from iolane.carriers.vhost_user.commands import Commands
 from iolane.carriers.vhost_user.config import ConfigCommands
 from iolane.carriers.vhost_user.device_state import DeviceStateCommands
@@ -156,7 +157,7 @@ class Connection:
             for queue in self._device.queues:
                 queue.interrupt = queue.error = nobody
         self._device.disconnect()
-        self._socket.close()
+        close_after_reading(self._socket)
 
     def _count(self, error: RefusedError) -> None:
         self.statistics.rejections[error.rejection] += 1

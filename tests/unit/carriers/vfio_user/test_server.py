@@ -265,3 +265,17 @@ def test_no_thread_is_left(device: Sample, tmp_path: Path) -> None:
     with VfioUserServer(device, tmp_path / "s") as server, VfioUserClient(server.path) as client:
         client.negotiate()
     assert threading.active_count() == before
+
+
+def test_a_client_with_unread_messages_sees_an_end_and_no_reset(server: VfioUserServer) -> None:
+    """QEMU 11's client aborts on ECONNRESET."""
+    with RawClient(server.path) as client:
+        client.socket.sendall(struct.pack("<HHIII", 1, 1, 8, 0, 0))  # too short: the server ends it
+        for _ in range(64):
+            try:
+                client.socket.sendall(bytes(4096))
+            except BrokenPipeError:
+                break
+        client.socket.settimeout(5)
+        while client.socket.recv(4096):
+            pass
