@@ -241,7 +241,7 @@ def test_somebody_can_log_in(guest: Guest, line: socket.socket) -> None:
     until(line, b"# ")
     line.sendall(b"echo $((6 * 7)) on $(tty)\r")
     assert until(line, b"# ").split(b"\r\n")[1] == f"42 on {TTY}".encode()
-    line.sendall(b"echo begun; sleep 100\r")
+    line.sendall(b"sh -c 'echo begun; exec sleep 100'\r")  # a job from its first word on
     until(line, b"\nbegun\r\n")
     line.sendall(b"\x03")
     until(line, b"# ")

@@ -28,9 +28,7 @@ class FunctionDriver(Generic[D]):
         memory: bytes of memory to map for DMA at `MEMORY_START`; 0 for none.
     """
 
-    def __init__(
-        self, device: D, *, interrupts: InterruptMode | None = None, memory: int = 1 << 20
-    ) -> None:
+    def __init__(self, device: D, *, interrupts: InterruptMode | None = None, memory: int = 1 << 20) -> None:
         self.device = device
         self.memory = memoryview(bytearray(memory))
         if memory:
