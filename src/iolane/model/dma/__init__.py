@@ -2,9 +2,10 @@
 
 from iolane.model.dma.fault import DmaFault, FaultReason
 from iolane.model.dma.host import HostRegion
+from iolane.model.dma.indirect import IndirectAccess
 from iolane.model.dma.permission import READ_WRITE, Direction, Permission
 from iolane.model.dma.pin import Pinned
-from iolane.model.dma.space import DmaSpace, IndirectAccess, MapLimitError, MapOverlapError, WriteLog
+from iolane.model.dma.space import DmaSpace, MapLimitError, MapOverlapError, WriteLog
 from iolane.model.dma.table import MapKind
 
 __all__ = [

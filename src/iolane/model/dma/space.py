@@ -13,6 +13,7 @@ from iolane.memory.mapping import Mapping
 from iolane.model.dma.dirty import DirtyLog
 from iolane.model.dma.fault import DmaFault, FaultReason
 from iolane.model.dma.host import HostRegion
+from iolane.model.dma.indirect import IndirectAccess
 from iolane.model.dma.permission import READ_WRITE, Direction, Permission
 from iolane.model.dma.pin import Pinned
 from iolane.model.dma.table import NO_MAP, DmaMap, MapKind, MapTable
@@ -41,13 +42,6 @@ class WriteLog(Protocol):
     """Is told of each write, after it; of memory that `view` and `scatter` hand out, before."""
 
     def mark(self, iova: int, length: int) -> None: ...
-
-
-class IndirectAccess(Protocol):
-    """Reaches memory that can't be mapped, by asking its owner. Refused: IolaneError or OSError."""
-
-    def read(self, iova: int, length: int) -> bytes: ...
-    def write(self, iova: int, data: bytes) -> None: ...
 
 
 class _File:
@@ -99,6 +93,7 @@ class DmaSpace:
         self._files = files if files is not None else MemoryFiles()
         self._views: dict[Mapping, _File] = {}
         self._table = MapTable()
+        self._unmapping = 0
         self._hit = NO_MAP
         self._dirty: WriteLog | None = None
 
@@ -224,8 +219,12 @@ class DmaSpace:
             return
         self._table.remove_run(dropped[0], len(dropped))
         self._hit = NO_MAP
-        while any(item.pins for item in dropped):
-            self._lock.wait()
+        self._unmapping += 1
+        try:
+            while any(item.pins for item in dropped):
+                self._lock.wait()
+        finally:
+            self._unmapping -= 1
         for item in dropped:
             item.readable = item.writable = None
             if isinstance(item.memory, Mapping):
@@ -240,7 +239,9 @@ class DmaSpace:
     def read(self, iova: int, n: int) -> bytes:
         """`n` bytes at `iova`. Raises DmaFault, as every access does."""
         hit = self._hit
-        if self.enabled and hit.start <= iova and 0 < n <= hit.end - iova:
+        if not hit.start <= iova < hit.end:
+            hit = self._hit = self._table.find(iova) or NO_MAP
+        if self.enabled and 0 < n <= hit.end - iova:
             view = hit.readable
             if view is not None:
                 at = iova + hit.delta
@@ -264,7 +265,9 @@ class DmaSpace:
             data = data.cast("B")
         n = len(data)
         hit = self._hit
-        if self.enabled and hit.start <= iova and 0 < n <= hit.end - iova:
+        if not hit.start <= iova < hit.end:
+            hit = self._hit = self._table.find(iova) or NO_MAP
+        if self.enabled and 0 < n <= hit.end - iova:
             view = hit.writable
             if view is not None:
                 at = iova + hit.delta
@@ -328,6 +331,16 @@ class DmaSpace:
 
     def _resolve(self, iova: int, n: int, direction: Direction) -> list[Piece]:
         """The parts of the maps that hold [iova, iova + n), all of which allow the access; else a fault."""
+        hit = self._hit
+        if not hit.start <= iova < hit.end:
+            hit = self._hit = self._table.find(iova) or NO_MAP
+        if 0 < n <= hit.end - iova and self.enabled:
+            allowed = hit.may_read if direction is Direction.READ else hit.may_write
+            if allowed and not hit.memory.broken:
+                return [(hit, iova, n)]
+        return self._resolve_pieces(iova, n, direction)
+
+    def _resolve_pieces(self, iova: int, n: int, direction: Direction) -> list[Piece]:
         if not self.enabled:
             raise self._fault(iova, n, direction, FaultReason.BUS_MASTER_OFF)
         end = iova + n
@@ -336,9 +349,10 @@ class DmaSpace:
         pieces: list[Piece] = []
         position = iova
         for item in self._table.cover(iova, end):
-            if not item.allows(direction):
-                reason = FaultReason.WRITE_ONLY if direction is Direction.READ else FaultReason.READ_ONLY
-                raise self._fault(iova, n, direction, reason)
+            if direction is Direction.READ and not item.may_read:
+                raise self._fault(iova, n, direction, FaultReason.WRITE_ONLY)
+            if direction is Direction.WRITE and not item.may_write:
+                raise self._fault(iova, n, direction, FaultReason.READ_ONLY)
             if item.memory.broken:
                 raise self._fault(iova, n, direction, FaultReason.BROKEN)
             stop = min(end, item.end)
@@ -347,8 +361,6 @@ class DmaSpace:
         if position < end:
             reason = FaultReason.OUT_OF_RANGE if pieces else FaultReason.UNMAPPED
             raise self._fault(iova, n, direction, reason)
-        if len(pieces) == 1:
-            self._hit = pieces[0][0]
         return pieces
 
     def _fault(self, iova: int, n: int, direction: Direction, reason: FaultReason) -> DmaFault:
@@ -454,7 +466,8 @@ class DmaSpace:
             finally:
                 for item in pinned.maps:
                     item.pins -= 1
-                self._lock.notify_all()
+                if self._unmapping:
+                    self._lock.notify_all()
             direction = Direction.WRITE if pinned.write else Direction.READ
             for iova, length in pinned.pieces:
                 self._account(iova, length, pinned.write)

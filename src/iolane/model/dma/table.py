@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Protocol
 
-from iolane.model.dma.permission import Direction, Permission
+from iolane.model.dma.permission import Permission
 
 
 class MapKind(StrEnum):
@@ -38,7 +38,19 @@ WHOLE = Whole()
 class DmaMap:
     """One map. `readable[iova + delta]` is the byte at `iova`; None where permission or kind forbid it."""
 
-    __slots__ = ("delta", "end", "kind", "memory", "permission", "pins", "readable", "start", "writable")
+    __slots__ = (
+        "delta",
+        "end",
+        "kind",
+        "may_read",
+        "may_write",
+        "memory",
+        "permission",
+        "pins",
+        "readable",
+        "start",
+        "writable",
+    )
 
     def __init__(self, start: int, end: int, permission: Permission) -> None:
         self.start = start
@@ -50,10 +62,8 @@ class DmaMap:
         self.readable: memoryview | None = None
         self.writable: memoryview | None = None
         self.pins = 0
-
-    def allows(self, direction: Direction) -> bool:
-        wanted = Permission.READ if direction is Direction.READ else Permission.WRITE
-        return bool(self.permission & wanted)
+        self.may_read = bool(permission & Permission.READ)
+        self.may_write = bool(permission & Permission.WRITE)
 
     def __str__(self) -> str:
         return f"{self.start:#x} + {self.end - self.start:#x}"
