@@ -6,6 +6,8 @@ import errno
 import os
 from collections.abc import Sequence
 
+ZERO_CHUNK = 1 << 20
+
 
 class MemoryBackend:
     """`size` bytes of memory.
@@ -48,8 +50,11 @@ class MemoryBackend:
 
     def write_zeroes(self, offset: int, length: int) -> None:
         self._check(offset, length, write=True)
+        zeroes = memoryview(bytes(min(length, ZERO_CHUNK)))
         with memoryview(self.content) as content:
-            content[offset : offset + length] = bytes(length)
+            for start in range(offset, offset + length, ZERO_CHUNK):
+                count = min(ZERO_CHUNK, offset + length - start)
+                content[start : start + count] = zeroes[:count]
 
     def close(self) -> None:
         """Nothing to give back."""

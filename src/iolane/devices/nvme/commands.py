@@ -84,7 +84,6 @@ class Commands:
         self._leaving: set[Command] = set()
         """Commands of before a reset whose work still runs: nobody hears of their end."""
         self._counts: dict[int, int] = {}
-        self._when_idle: list[Callable[[], None]] = []
 
     def start(self, sqid: int, entry: SubmissionEntry) -> Command:
         """A command was fetched."""
@@ -150,7 +149,8 @@ class Commands:
         if self.active.get(command.key) is command:
             return False
         self._leaving.discard(command)
-        self._check_idle()
+        if self.controller.ending:
+            self.controller.look_whether_idle()
         return True
 
     def finish(self, command: Command, result: int = 0) -> None:
@@ -198,24 +198,23 @@ class Commands:
         return [command for command in self.active.values() if command.sqid == sqid]
 
     def abandon(self) -> None:
-        """A reset: no command completes any more. Those that have begun are waited for by `when_idle`."""
+        """A reset: no command completes any more. `idle` is when those that have begun have ended, too."""
         for command in list(self.active.values()):
             command.take()
             if command.working:
                 self._leaving.add(command)
             self._remove(command)
 
-    def when_idle(self, call: Callable[[], None]) -> None:
-        """Call as soon as no I/O command is being executed any more."""
-        self._when_idle.append(call)
-        self._check_idle()
+    @property
+    def idle(self) -> bool:
+        """No I/O command is being executed, and no work of one from before a reset goes on."""
+        return not self._leaving and not self.io_count
 
     def reset(self) -> None:
         """Nothing is in flight: the device has been drained."""
         self.active.clear()
         self._leaving.clear()
         self._counts.clear()
-        self._when_idle.clear()
 
     def _remove(self, command: Command) -> None:
         if self.active.pop(command.key, None) is None:
@@ -225,8 +224,5 @@ class Commands:
             self.controller.health.finished()
             if not self._counts[command.sqid]:
                 self.controller.queues.drained(command.sqid)
-        self._check_idle()
-
-    def _check_idle(self) -> None:
-        while self._when_idle and not self._leaving and not self.io_count:
-            self._when_idle.pop(0)()
+        if self.controller.ending:
+            self.controller.look_whether_idle()

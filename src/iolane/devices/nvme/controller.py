@@ -103,6 +103,10 @@ class Nvme(PciDevice):
         self.namespaces: dict[int, Namespace] = {}
         self.running = False
         """Commands are fetched and completed."""
+        self.ending = False
+        """A reset or a shutdown waits for commands."""
+        self._resetting = False
+        self._flushing = False
         super().__init__(presentation=presentation, name=name)
         self._make_parts()
         images = [*([image] if image is not None else []), *namespaces]
@@ -253,7 +257,20 @@ class Nvme(PciDevice):
         self.commands.abandon()
         self._forget()
         self.bar0.CSTS = self.bar0.CSTS.replace(SHST=ShutdownStatus.NORMAL_OPERATION)
-        self.commands.when_idle(self._reset_done)
+        self._resetting = self.ending = True
+        self.look_whether_idle()
+
+    def look_whether_idle(self) -> None:
+        """A reset or a shutdown that waits for commands goes on when there are none."""
+        if not self.commands.idle:
+            return
+        self.ending = False
+        if self._resetting:
+            self._resetting = False
+            self._reset_done()
+        if self.bar0.CSTS.SHST == ShutdownStatus.OCCURRING and not self._flushing:
+            self._flushing = True
+            self.tasks.run(self.flush_all, lambda _: self._shut(), self._shut_badly)
 
     def _reset_done(self) -> None:
         self.bar0.CSTS = self.bar0.CSTS.replace(RDY=0, CFS=0)
@@ -278,11 +295,11 @@ class Nvme(PciDevice):
     def _shut_down(self) -> None:
         """CC.SHN (Base 3.6): everything is made safe before CSTS.SHST says complete."""
         self.bar0.CSTS = self.bar0.CSTS.replace(SHST=ShutdownStatus.OCCURRING)
-        self.commands.when_idle(
-            lambda: self.tasks.run(self.flush_all, lambda _: self._shut(), self._shut_badly)
-        )
+        self.ending = True
+        self.look_whether_idle()
 
     def _shut(self) -> None:
+        self._flushing = False
         if self.bar0.CSTS.SHST == ShutdownStatus.OCCURRING:
             self.bar0.CSTS = self.bar0.CSTS.replace(SHST=ShutdownStatus.COMPLETE)
 
@@ -328,6 +345,7 @@ class Nvme(PciDevice):
         """Conventional reset and FLR: the device has been drained."""
         self.counters.add("function_resets")
         self._look_at_status()
+        self.ending = self._resetting = False
         self.commands.reset()
         self._forget()
 
@@ -348,6 +366,7 @@ class Nvme(PciDevice):
     def on_load(self) -> None:
         """The loaded queues are checked as if the guest had made them."""
         check_state(self.state, self.queue_pairs)
+        self.ending = self._resetting = False
         self.commands.reset()
         self.queues.deleting.clear()
         self.arbiter.reset()
