@@ -137,6 +137,8 @@ class DriverRing:
     ) -> int:
         pieces = [(address, n, 0) for address, n in readable]
         pieces += [(address, n, int(DescriptorFlag.WRITE)) for address, n in writable]
+        if not pieces:
+            raise ValueError("a chain has at least one descriptor (2.7.13.1)")
         if indirect:
             table = self.memory.allocate(16 * len(pieces))
             self.write_table(table, list(range(len(pieces))), pieces)

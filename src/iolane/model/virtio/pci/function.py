@@ -369,6 +369,10 @@ class VirtioPci(PciDevice):
 
         return both
 
+    def on_save(self) -> None:
+        """The device changes the status without a write: let the register hold it."""
+        self.bar0.DEVICE_STATUS = int(self.virtio.status)
+
     def on_load(self) -> None:
         vectors = [self.state.config_vector, *self.state.queue_vectors]
         if len(vectors) != 1 + len(self.virtio.queues) or any(self._checked(v) != v for v in vectors):
