@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
+import socket
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,6 +19,7 @@ from iolane.devices.serial import PciSerial, UartRegisters
 from iolane.devices.serial.registers import InterruptSource
 from iolane.devices.serial.uart import TIMEOUT_NS, TRANSMIT_NS
 from iolane.model.state import StateError
+from iolane.model.workers import Workers
 from iolane.testing.drivers.serial import DATA, FCR, IER, IIR, LCR, LSR, MCR, MSR, SCR, SerialDriver
 
 RECEIVED, TRANSMITTER, LINE, MODEM = 1, 2, 4, 8
@@ -472,3 +477,33 @@ def test_no_sequence_of_accesses_raises_or_hangs(sequence: list[tuple[str, int, 
             assert port.line == bool(port.device.uart._source() is not InterruptSource.NONE)
         assert port.device.error_count == 0
         assert port.device.clock.timers <= 2
+
+
+# With the threads of a carrier and of a stream.
+
+
+def test_with_threads_and_a_socket(tmp_path: Path) -> None:
+    outward, inward = os.urandom(5000), os.urandom(5000)
+    device = PciSerial(f"listen:{tmp_path / 'line'}")
+    received = bytearray()
+    with Workers(1) as workers, SerialDriver(device, memory=0) as port, socket.socket(socket.AF_UNIX) as peer:
+        device.attach(workers)
+        peer.connect(str(tmp_path / "line"))
+        peer.settimeout(10)
+        port.send(outward)
+
+        def converse() -> None:
+            peer.sendall(inward)
+            while len(received) < len(outward):
+                received.extend(peer.recv(4096))
+
+        other_end = threading.Thread(target=converse)
+        other_end.start()
+        waiting = select.poll()
+        waiting.register(port.descriptors[0], select.POLLIN)
+        while len(port.received) < len(inward) or other_end.is_alive():
+            if waiting.poll(50) and port.interrupts():
+                port.handle()
+        other_end.join()
+    assert (bytes(port.received), bytes(received)) == (inward, outward)
+    assert device.statistics()["stream_bytes_dropped"] == 0

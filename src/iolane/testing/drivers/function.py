@@ -95,6 +95,11 @@ class FunctionDriver(Generic[D]):
         return count
 
     @property
+    def descriptors(self) -> list[int]:
+        """The interrupts' eventfds by vector, for `select.poll`."""
+        return list(self._eventfds)
+
+    @property
     def line(self) -> bool:
         """Whether the INTx line is asserted."""
         return self.device.interrupts.intx.level
