@@ -187,8 +187,17 @@ def test_the_console_ends_with_the_machine(env: dict[str, str]) -> None:
         assert process.wait(30) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("moment", ["booting", "up after"])
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGINT, "booting"),
+        (signal.SIGINT, "up after"),
+        (signal.SIGTERM, "up after"),
+        pytest.param(signal.SIGTERM, "booting", marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, "booting", marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, "up after", marks=pytest.mark.slow),
+    ],
+)
 def test_signals_end_a_run_and_leave_nothing(
     env: dict[str, str], number: signal.Signals, moment: str
 ) -> None:
@@ -227,6 +236,35 @@ def test_a_killed_run_is_cleaned_up_after_by_the_next(env: dict[str, str]) -> No
         assert time.monotonic() < deadline
 
 
+def test_a_guest_that_panics_is_explained(env: dict[str, str]) -> None:
+    done = run("run", "--quiet", "--", "echo c > /proc/sysrq-trigger", env=env)
+    assert done.returncode == 1
+    assert done.stderr.startswith("iolane: the machine has ended")
+    assert "Kernel panic - not syncing: sysrq triggered crash" in done.stderr
+
+
+def test_a_killed_device_process_is_told_of_and_the_guest_survives(env: dict[str, str]) -> None:
+    process = subprocess.Popen(
+        [*IOLANE, "run", "--device", f"{ADDER},process=own,id=own", "--", "sleep 6; echo survived"],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    while "up after" not in process.stderr.readline():
+        pass
+    [server] = json.loads(run("devices", "--json", env=env).stdout)
+    assert [device["name"] for device in server["devices"]] == ["own"]
+    os.kill(server["pid"], signal.SIGKILL)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (0, "survived\n")
+    assert "the server of device own" in errors
+    assert "has gone" in errors
+    assert "to recover" in errors
+
+
 def test_the_demo_in_a_fresh_folder(env: dict[str, str], tmp_path: Path) -> None:
     here = tmp_path / "here"
     here.mkdir()
@@ -252,15 +290,19 @@ def test_the_demo_fails_when_something_disagrees(env: dict[str, str], tmp_path: 
         "    honest(self, offset, [memoryview(data)])\n"
         "file.FileBackend.writev = writev\n"
     )
-    done = run("demo", "--quiet", env=env | {"PYTHONPATH": str(site)})
+    done = run("demo", "--quiet", "--payload", "8M", env=env | {"PYTHONPATH": str(site)})
     assert done.returncode == 1
-    assert "FAIL  64 MiB written by the guest, read here" in done.stdout
+    assert "FAIL  8 MiB written by the guest, read here" in done.stdout
     assert "SOMETHING DISAGREES" in done.stdout
 
 
 def test_ctrl_c_in_the_demo(env: dict[str, str]) -> None:
     process = subprocess.Popen(
-        [*IOLANE, "demo"], env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [*IOLANE, "demo", "--payload", "8M"],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stderr is not None
     while "the guest writes" not in process.stderr.readline():

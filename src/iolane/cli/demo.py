@@ -11,8 +11,21 @@ from iolane.cli.output import Json, print_json, print_table, progress, quantity
 if TYPE_CHECKING:
     from iolane.operations.demo import DemoResult
 
+LARGEST_MIB = 128
+
+
+def payload_bytes(text: str) -> int:
+    """`64M` as bytes; what the guest's memory has room for, twice."""
+    number, unit = text[:-1], text[-1:].upper()
+    if unit != "M" or not number.isdecimal() or not 1 <= int(number) <= LARGEST_MIB:
+        raise typer.BadParameter(f"'{text}' is not a size from 1M to {LARGEST_MIB}M")
+    return int(number) << 20
+
 
 def demo(
+    payload: Annotated[
+        str, typer.Option("--payload", metavar="SIZE", help="Bytes that the disk carries each way.")
+    ] = "64M",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing about progress.")] = False,
     json: Json = False,
 ) -> int:
@@ -24,11 +37,12 @@ def demo(
     \b
     Examples:
       iolane demo
+      iolane demo --payload 128M
       iolane demo --json
     """
     from iolane.operations.demo import run_demo
 
-    result = run_demo((lambda line: None) if quiet else progress)
+    result = run_demo((lambda line: None) if quiet else progress, payload=payload_bytes(payload))
     if json:
         print_json(result)
     else:

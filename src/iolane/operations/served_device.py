@@ -12,7 +12,7 @@ from iolane.carriers.vfio_user import EventKind, VfioUserServer
 from iolane.model.pci import PciDevice
 from iolane.model.region import RegionIndex
 from iolane.model.reset import ResetKind
-from iolane.model.trace import GuestSpins, JsonSink, TextSink, TraceEvent, TraceLevel, Tracer
+from iolane.model.trace import GuestSpins, JsonSink, TextSink, TraceEvent, TraceLevel, Tracer, unmodelled
 from iolane.operations.tracing import TraceRequest
 
 FAULTS_SHOWN = 5
@@ -84,14 +84,10 @@ class ServedDevice:
         }
 
     def _unmodelled(self) -> list[str]:
-        """`read bar0+0x10 (4 bytes) 3 times`, the most frequent first."""
-        found = [
-            (count, f"{direction} {region.name}+{offset:#x} ({size} bytes) {count} times")
-            for region in self.device.regions
-            if region is not None and region.index != RegionIndex.CONFIG
-            for (direction, offset, size), count in region.unmodelled.items()
-        ]
-        return [text for _, text in sorted(found, reverse=True)[:UNMODELLED_SHOWN]]
+        """The most frequent first; without config space, which every guest looks through."""
+        config = self.device.regions[RegionIndex.CONFIG]
+        found = [item for item in unmodelled(self.device) if config is None or item.region != config.name]
+        return [str(item) for item in found[:UNMODELLED_SHOWN]]
 
     def set_trace(self, request: SetTrace, sink: Sink | None) -> Callable[[], None]:
         """Set its trace level; returns the call that restores the one before.

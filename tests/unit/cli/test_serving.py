@@ -97,7 +97,7 @@ def test_devices_names_what_is_not_modelled(env: dict[str, str], runtime: Path) 
             for _ in range(3):
                 client.read(RegionIndex.BAR0, 0x40, 4)
         [server] = json.loads(iolane("devices", "--json", env=env).stdout)
-        assert server["devices"][0]["unmodelled"] == ["read bar0+0x40 (4 bytes) 3 times"]
+        assert server["devices"][0]["unmodelled"] == ["read bar0+0x40 (4 bytes) x 3"]
         assert "not modelled, but touched by the guest: read bar0+0x40" in iolane("devices", env=env).stdout
 
 
