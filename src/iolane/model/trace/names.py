@@ -12,7 +12,8 @@ class NameFilter:
     """Globs over names such as `bar0.CONTROL`, `config.*` or `bar0.DOORBELL[3]`, separated by commas.
 
     Case does not matter, and brackets are an index, not a set of characters. A name without its index counts,
-    too: `bar0.DOORBELL` is every element. None lets everything through.
+    too: `bar0.DOORBELL` is every element; `bar0.*` is also what BAR 0 does not model. None lets
+    everything through.
     """
 
     def __init__(self, globs: str | None) -> None:
@@ -24,5 +25,5 @@ class NameFilter:
         if not self._globs:
             return True
         full = name.lower()
-        bare = _INDEX.sub("", full)
-        return any(fnmatchcase(full, glob) or fnmatchcase(bare, glob) for glob in self._globs)
+        spellings = (full, _INDEX.sub("", full), full.replace("+", ".", 1))
+        return any(fnmatchcase(spelling, glob) for glob in self._globs for spelling in spellings)

@@ -228,19 +228,20 @@ class TestAccesses:
     @pytest.mark.parametrize(
         ("registers", "direction", "seen"),
         [
-            (None, None, ["rA", "wA", "wCONTROL", "wDOORBELL[2]", "rVENDOR_ID", "fault"]),
-            ("bar0.*", None, ["rA", "wA", "wCONTROL", "wDOORBELL[2]"]),
+            (None, None, ["rA", "wA", "wCONTROL", "wDOORBELL[2]", "rVENDOR_ID", "rbar0+0x1040", "fault"]),
+            ("bar0.*", None, ["rA", "wA", "wCONTROL", "wDOORBELL[2]", "rbar0+0x1040"]),
+            ("bar0+*", None, ["rbar0+0x1040"]),
             ("BAR0.a", None, ["rA", "wA"]),
             ("bar0.DOORBELL", None, ["wDOORBELL[2]"]),
             ("bar0.DOORBELL[2]", None, ["wDOORBELL[2]"]),
             ("bar0.DOORBELL[3]", None, []),
             ("config.*, bar0.CON*", None, ["wCONTROL", "rVENDOR_ID"]),
-            ("bar0.*", "read", ["rA"]),
+            ("bar0.*", "read", ["rA", "rbar0+0x1040"]),
             ("bar0.*", Direction.WRITE, ["wA", "wCONTROL", "wDOORBELL[2]"]),
-            (None, "read", ["rA", "rVENDOR_ID", "fault"]),
+            (None, "read", ["rA", "rVENDOR_ID", "rbar0+0x1040", "fault"]),
             ("dma.*", None, ["fault"]),
             ("nothing", None, []),
-            ("", None, ["rA", "wA", "wCONTROL", "wDOORBELL[2]", "rVENDOR_ID", "fault"]),
+            ("", None, ["rA", "wA", "wCONTROL", "wDOORBELL[2]", "rVENDOR_ID", "rbar0+0x1040", "fault"]),
         ],
     )
     def test_filters(self, registers: str | None, direction: str | None, seen: list[str]) -> None:
@@ -253,6 +254,7 @@ class TestAccesses:
         region.write(0x0C, 4, 1)
         region.write(0x28, 4, 1)
         device.config.read(0, 2)
+        region.read(0x1040, 4)
         with pytest.raises(IolaneError):
             device.dma.read(0, 1)
         found = []
