@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.cli.support import ADDER, IOLANE
+from tests.unit.cli.support import ADDER, IOLANE, errors, serving, started
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]
 
@@ -64,6 +64,12 @@ def run(*arguments: str, env: dict[str, str], cwd: Path | None = None) -> subpro
         text=True,
         timeout=200,
     )
+
+
+def wait_for(process: subprocess.Popen[str], words: str) -> None:
+    """Until its progress says `words`."""
+    while words not in (line := errors(process)):
+        assert line, f"it ended before it said '{words}'"
 
 
 def test_output_and_exit_code_pass_through(env: dict[str, str]) -> None:
@@ -115,12 +121,7 @@ def test_json_holds_the_output_and_what_the_devices_counted(env: dict[str, str],
 
 def test_a_device_in_its_own_process_and_one_served_elsewhere(env: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "edu.sock"
-    server = subprocess.Popen(
-        [*IOLANE, "serve", "edu", "--socket", str(path), "--json"], env=env, stdout=subprocess.PIPE
-    )
-    try:
-        assert server.stdout is not None
-        assert json.loads(server.stdout.readline())["socket"] == str(path)
+    with serving("edu", "--socket", str(path), env=env) as server:
         devices = ["--device", f"{ADDER},process=own,id=own", "--device", f"socket={path},id=elsewhere"]
         done = run("run", "--quiet", *devices, "--json", "--", "cat /sys/bus/pci/devices/*/device", env=env)
         result = json.loads(done.stdout)
@@ -128,7 +129,6 @@ def test_a_device_in_its_own_process_and_one_served_elsewhere(env: dict[str, str
         assert [device["name"] for device in result["devices"]] == ["own"]
         listed = json.loads(run("devices", "--json", env=env).stdout)
         assert [device["name"] for process in listed for device in process["devices"]] == ["edu0"]
-    finally:
         server.terminate()
         assert server.wait(20) == 0
     assert not path.exists()
@@ -202,38 +202,23 @@ def test_signals_end_a_run_and_leave_nothing(
     env: dict[str, str], number: signal.Signals, moment: str
 ) -> None:
     devices = ["--device", f"{ADDER},process=own", "--device", "edu"]
-    process = subprocess.Popen(
-        [*IOLANE, "run", *devices, "--", "sleep 1000"],
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    said = ""
-    while moment not in said:
-        said = process.stderr.readline()
-        assert said, "it ended too early"
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 128 + number
-    assert "Traceback" not in errors
+    with started("run", *devices, "--", "sleep 1000", env=env) as process:
+        wait_for(process, moment)
+        process.send_signal(number)
+        _, last = process.communicate(timeout=30)
+        assert process.returncode == 128 + number
+        assert "Traceback" not in last
 
 
 def test_a_killed_run_is_cleaned_up_after_by_the_next(env: dict[str, str]) -> None:
     devices = ["--device", f"{ADDER},process=own", "--device", "edu"]
-    process = subprocess.Popen(
-        [*IOLANE, "run", *devices, "--", "sleep 1000"], env=env, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    while "up after" not in process.stderr.readline():
-        pass
-    process.kill()
-    process.communicate()
-    deadline = time.monotonic() + 20
-    while json.loads(run("devices", "--json", env=env).stdout):  # the device's own process ends by itself
-        assert time.monotonic() < deadline
+    with started("run", *devices, "--", "sleep 1000", env=env) as process:
+        wait_for(process, "up after")
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 20
+        while json.loads(run("devices", "--json", env=env).stdout):  # the device's own process ends by itself
+            assert time.monotonic() < deadline
 
 
 def test_a_guest_that_panics_is_explained(env: dict[str, str]) -> None:
@@ -244,25 +229,17 @@ def test_a_guest_that_panics_is_explained(env: dict[str, str]) -> None:
 
 
 def test_a_killed_device_process_is_told_of_and_the_guest_survives(env: dict[str, str]) -> None:
-    process = subprocess.Popen(
-        [*IOLANE, "run", "--device", f"{ADDER},process=own,id=own", "--", "sleep 6; echo survived"],
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    while "up after" not in process.stderr.readline():
-        pass
-    [server] = json.loads(run("devices", "--json", env=env).stdout)
-    assert [device["name"] for device in server["devices"]] == ["own"]
-    os.kill(server["pid"], signal.SIGKILL)
-    output, errors = process.communicate(timeout=60)
-    assert (process.returncode, output) == (0, "survived\n")
-    assert "the server of device own" in errors
-    assert "has gone" in errors
-    assert "to recover" in errors
+    arguments = ("run", "--device", f"{ADDER},process=own,id=own", "--", "sleep 6; echo survived")
+    with started(*arguments, env=env) as process:
+        wait_for(process, "up after")
+        [server] = json.loads(run("devices", "--json", env=env).stdout)
+        assert [device["name"] for device in server["devices"]] == ["own"]
+        os.kill(server["pid"], signal.SIGKILL)
+        output, last = process.communicate(timeout=60)
+        assert (process.returncode, output) == (0, "survived\n")
+        assert "the server of device own" in last
+        assert "has gone" in last
+        assert "to recover" in last
 
 
 def test_the_demo_in_a_fresh_folder(env: dict[str, str], tmp_path: Path) -> None:
@@ -297,17 +274,9 @@ def test_the_demo_fails_when_something_disagrees(env: dict[str, str], tmp_path: 
 
 
 def test_ctrl_c_in_the_demo(env: dict[str, str]) -> None:
-    process = subprocess.Popen(
-        [*IOLANE, "demo", "--payload", "8M"],
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    while "the guest writes" not in process.stderr.readline():
-        pass
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "Traceback" not in errors
+    with started("demo", "--payload", "8M", env=env) as process:
+        wait_for(process, "the guest writes")
+        process.send_signal(signal.SIGINT)
+        _, last = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert "Traceback" not in last

@@ -50,20 +50,41 @@ def without_privilege() -> Sequence[str]:
 
 
 @contextlib.contextmanager
-def serving(*arguments: str, env: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """`iolane serve ... --json` once it is ready; ended by SIGTERM afterwards if it still runs."""
+def started(
+    *arguments: str, env: Mapping[str, str], pass_fds: Sequence[int] = ()
+) -> Iterator[subprocess.Popen[str]]:
+    """`iolane ...` while it runs, its output in pipes; ended by SIGTERM afterwards if it still runs."""
     process = subprocess.Popen(
-        [*IOLANE, "serve", *arguments, "--json"],
+        [*IOLANE, *arguments],
         env={**os.environ, **env},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        pass_fds=pass_fds,
     )
     try:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("{"), process.stderr.read() if process.stderr else ""
         yield process
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=30)
+
+
+@contextlib.contextmanager
+def serving(*arguments: str, env: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """`iolane serve ... --json` once it is ready."""
+    with started("serve", *arguments, "--json", env=env) as process:
+        assert said(process).startswith("{"), errors(process)
+        yield process
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    """The next line on its stdout."""
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def errors(process: subprocess.Popen[str]) -> str:
+    """The next line on its stderr."""
+    assert process.stderr is not None
+    return process.stderr.readline()

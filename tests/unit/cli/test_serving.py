@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 
 from iolane.carriers.vfio_user import VfioUserClient
 from iolane.model.region import RegionIndex
-from tests.unit.cli.support import ADDER, IOLANE, iolane, refused, serving
+from tests.unit.cli.support import ADDER, iolane, refused, said, serving, started
 
 SUM, CONTROL = 0x08, 0x0C
 
@@ -29,47 +28,32 @@ def add(path: Path, a: int, b: int) -> int:
 
 def test_the_ready_lines_name_the_socket(env: dict[str, str], runtime: Path) -> None:
     path = runtime / "adder & co's.sock"
-    process = subprocess.Popen(
-        [*IOLANE, "serve", ADDER, "--socket", str(path), "--json"],
-        env={**os.environ, **env},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    ready = json.loads(process.stdout.readline())
-    assert (ready["name"], ready["type"], ready["socket"]) == ("adder0", "Adder", str(path))
-    assert ready["pid"] == process.pid
-    assert ready["qemu"][-2] == "-device"
-    assert json.loads(ready["qemu"][-1])["socket"] == {"type": "unix", "path": str(path)}
-    arguments = [
-        element.get("value")
-        for element in ElementTree.fromstring(ready["libvirt"]).iter()
-        if "arg" in element.tag
-    ]
-    assert arguments == ready["qemu"][-2:]
-    assert add(path, 2, 3) == 5
-    process.terminate()
-    assert process.wait(20) == 0
+    with started("serve", ADDER, "--socket", str(path), "--json", env=env) as process:
+        ready = json.loads(said(process))
+        assert (ready["name"], ready["type"], ready["socket"]) == ("adder0", "Adder", str(path))
+        assert ready["pid"] == process.pid
+        assert ready["qemu"][-2] == "-device"
+        assert json.loads(ready["qemu"][-1])["socket"] == {"type": "unix", "path": str(path)}
+        elements = ElementTree.fromstring(ready["libvirt"]).iter()
+        arguments = [element.get("value") for element in elements if "arg" in element.tag]
+        assert arguments == ready["qemu"][-2:]
+        assert add(path, 2, 3) == 5
+        process.terminate()
+        assert process.wait(20) == 0
     assert not path.exists()
     assert list((runtime / "iolane").iterdir()) == []
 
 
 def test_the_text_says_the_same(env: dict[str, str], runtime: Path) -> None:
-    process = subprocess.Popen(
-        [*IOLANE, "serve", ADDER, "--socket", str(runtime / "s")],
-        env={**os.environ, **env},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    said = ""
-    while "Ctrl-C ends it" not in said:
-        said += process.stdout.readline()
-    assert said.startswith(f"adder0 (Adder) is served on {runtime}/s\n")
-    assert '"driver":"vfio-user-pci"' in said
-    assert "<qemu:commandline>" in said
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    with started("serve", ADDER, "--socket", str(runtime / "s"), env=env) as process:
+        text = ""
+        while "Ctrl-C ends it" not in text:
+            text += said(process)
+        assert text.startswith(f"adder0 (Adder) is served on {runtime}/s\n")
+        assert '"driver":"vfio-user-pci"' in text
+        assert "<qemu:commandline>" in text
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
 
 
 def test_devices_shows_counters_while_they_run(env: dict[str, str], runtime: Path) -> None:
@@ -103,17 +87,11 @@ def test_devices_names_what_is_not_modelled(env: dict[str, str], runtime: Path) 
 
 def test_watch_prints_until_ctrl_c(env: dict[str, str], runtime: Path) -> None:
     with serving(ADDER, "--socket", str(runtime / "s"), env=env):
-        watch = subprocess.Popen(
-            [*IOLANE, "devices", "--watch", "--interval", "0.1", "--json"],
-            env={**os.environ, **env},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert watch.stdout is not None
-        for _ in range(3):
-            assert json.loads(watch.stdout.readline())[0]["devices"][0]["name"] == "adder0"
-        watch.send_signal(signal.SIGINT)
-        assert watch.wait(20) == 130
+        with started("devices", "--watch", "--interval", "0.1", "--json", env=env) as watch:
+            for _ in range(3):
+                assert json.loads(said(watch))[0]["devices"][0]["name"] == "adder0"
+            watch.send_signal(signal.SIGINT)
+            assert watch.wait(20) == 130
 
 
 def test_nothing_served(env: dict[str, str]) -> None:
@@ -165,18 +143,13 @@ def test_a_killed_server_leaves_nothing_that_hinders(env: dict[str, str], runtim
 
 def test_a_lifeline_ends_it(env: dict[str, str], runtime: Path) -> None:
     reader, writer = os.pipe()
-    process = subprocess.Popen(
-        [*IOLANE, "serve", ADDER, "--socket", str(runtime / "s"), "--json", "--lifeline", str(reader)],
-        env={**os.environ, **env},
-        stdout=subprocess.PIPE,
-        pass_fds=(reader,),
-    )
-    os.close(reader)
-    assert process.stdout is not None
-    assert process.stdout.readline()
-    assert process.poll() is None
-    os.close(writer)
-    assert process.wait(20) == 0
+    arguments = ("serve", ADDER, "--socket", str(runtime / "s"), "--json", "--lifeline", str(reader))
+    with started(*arguments, env=env, pass_fds=(reader,)) as process:
+        os.close(reader)
+        assert said(process)
+        assert process.poll() is None
+        os.close(writer)
+        assert process.wait(20) == 0
     assert not (runtime / "s").exists()
 
 
