@@ -12,6 +12,7 @@ class RegionTable:
 
 @final
 class BlockPath:
+    mode: int
     read_only: bool
     def __init__(
         self,
@@ -58,6 +59,7 @@ class CompiledQueue:
         log: tuple[int, int, int] | None = None,
         inflight: int = 0,
         poll_ns: int = 50000,
+        keep: object = None,
     ) -> None: ...
     def run(self, slow: Callable[[int, int], bool]) -> None: ...
     def rearm(self) -> None: ...

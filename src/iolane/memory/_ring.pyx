@@ -6,11 +6,13 @@ that looks wrong, to Python: `iolane.model.virtio.split_ring` is its oracle. Wha
 before it is checked, and checked before it is used.
 """
 
-from libc.errno cimport ENOMEM, errno
+from libc.errno cimport EINTR, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+cimport cython
 
 import os
 
@@ -45,10 +47,10 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t write(int fd, const void *buffer, size_t count)
 
 include "_virtq.pxi"
-include "_uring.pxi"
 
 cdef enum:
     SECTOR = 512
+    LARGEST_TRANSFER = 1 << 30
     BATCH = 64
     MODE_MMAP = 0
     MODE_CACHE = 1
@@ -56,10 +58,10 @@ cdef enum:
     T_IN = 0
     T_OUT = 1
     S_OK = 0
-    SLOW = 0
     TAKEN = 1
     FINISHED = 2
     PAGE = 4096
+    FLIGHTS = 256
     POLL_LONGEST = 50000  # ns
     POLL_SHORTEST = 1000
 
@@ -71,6 +73,10 @@ cdef enum:
 
 CHAIN, BAD_INDEX, HEAD_IN_FLIGHT, BROKEN_MEMORY = E_CHAIN, E_BAD_INDEX, E_HEAD_IN_FLIGHT, E_BROKEN_MEMORY
 
+include "_regions.pxi"
+include "_block.pxi"
+include "_uring.pxi"
+
 
 cdef uint64_t now_ns() noexcept nogil:
     cdef timespec t
@@ -78,98 +84,14 @@ cdef uint64_t now_ns() noexcept nogil:
     return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
 
 
-cdef class RegionTable:
-    """Guest memory as the driver names it.
-
-    Args:
-        regions: (start, size, address in this process, writable, address of a flag that tells it is broken or 0).
-        keep: kept alive as long as the table: the mappings.
-    """
-
-    cdef Region *regions
-    cdef int count
-    cdef object keep
-
-    def __cinit__(self, regions, keep=None):
-        regions = list(regions)
-        if not 0 < len(regions) <= LARGEST_TABLE:
-            raise ValueError(f"{len(regions)} regions")
-        self.regions = <Region *>calloc(len(regions), sizeof(Region))
-        if self.regions == NULL:
-            raise MemoryError
-        self.keep = keep
-        self.count = len(regions)
-        for index, (start, size, address, writable, broken) in enumerate(regions):
-            if size <= 0 or address == 0 or start + size > 1 << 64:
-                raise ValueError(f"region at {start:#x}, {size:#x} bytes")
-            self.regions[index] = Region(start, size, <uint8_t *><size_t>address, writable, <const uint32_t *><size_t>broken)
-
-    def __dealloc__(self):
-        free(self.regions)
-
-
-cdef class BlockPath:
-    """Where block requests go.
-
-    Args:
-        fd: the image.
-        size: bytes.
-        mode: 0: reads are copied from a mapping at `address`; 1: `preadv2` from the page cache, and io_uring for what
-            is not there; 2: io_uring for everything (the descriptor has O_DIRECT).
-        read_only: writes are left to Python, which refuses them, or does more than to write. May be changed.
-        address: of the mapping, with mode 0.
-        broken: address of the mapping's flag that tells the file was cut, with mode 0.
-        own_fd: the descriptor is closed with this.
-        keep: what must live as long: the mapping, the descriptor's owner.
-    """
-
-    cdef bint own_fd
-    cdef int fd
-    cdef uint64_t size
-    cdef int mode
-    cdef public bint read_only
-    cdef const uint8_t *image
-    cdef const uint32_t *broken
-    cdef object keep
-
-    def __cinit__(self, int fd, uint64_t size, int mode, bint read_only=False, size_t address=0, size_t broken=0, keep=None, *, bint own_fd=False):
-        if mode not in (MODE_MMAP, MODE_CACHE, MODE_DIRECT) or (mode == MODE_MMAP and (address == 0 or broken == 0)):
-            raise ValueError(f"mode {mode}")
-        self.fd, self.size, self.mode, self.read_only = fd, size, mode, read_only
-        self.image = <const uint8_t *>address
-        self.broken = <const uint32_t *>broken
-        self.keep = keep
-        self.own_fd = own_fd
-
-    def become(self, BlockPath other not None):
-        """Take the place of `other`, which is of no use afterwards. While no queue runs."""
-        if other.mode != self.mode:
-            raise ValueError(f"mode {other.mode} instead of {self.mode}")
-        self.fd, other.fd = other.fd, self.fd
-        self.own_fd, other.own_fd = other.own_fd, self.own_fd
-        self.size, self.image, self.broken, self.keep = other.size, other.image, other.broken, other.keep
-        self.read_only = other.read_only
-
-    def __dealloc__(self):
-        if self.own_fd:
-            close(self.fd)
-
-
-cdef struct Flight:  # a transfer under way in io_uring
-    iovec vectors[LARGEST_CHAIN]
-    uint8_t *status
-    uint32_t total
-    uint16_t head
-    bint is_read
-
-
+@cython.final
 cdef class CompiledQueue:
     """One queue: its rings and the thread that serves it.
 
     Args:
         size: entries of the rings, a power of two.
         descriptors, available, used: addresses in this process, checked by the caller for their whole length.
-        regions: guest memory.
+        regions: guest memory, that of the rings included.
         event_idx, indirect: VIRTIO_F_EVENT_IDX and VIRTIO_F_INDIRECT_DESC were negotiated.
         last_available, used_index: where to go on.
         kick, call: eventfds or pipes, non-blocking; -1 for none.
@@ -177,9 +99,10 @@ cdef class CompiledQueue:
         log: (address, size in bytes, guest address of the used ring) of the dirty log.
         inflight: address of the queue's part of the in-flight area, or 0.
         poll_ns: how long at most to look for new chains before sleeping.
+        keep: what must live as long: the mappings of log and in-flight area.
     """
 
-    cdef Descriptor *descriptors
+    cdef const Descriptor *descriptors
     cdef uint16_t *available
     cdef uint8_t *used
     cdef uint16_t size, mask
@@ -192,17 +115,19 @@ cdef class CompiledQueue:
     cdef InflightHeader *inflight
     cdef InflightDescriptor *inflight_table
     cdef uint64_t inflight_counter
+    cdef object keep
     cdef readonly uint16_t last_available
     cdef readonly uint16_t used_index
     cdef uint16_t published
-    cdef uint8_t *taken
-    cdef UsedElement *finished
+    cdef uint8_t *taken  # by head: 0, TAKEN or FINISHED
+    cdef uint16_t *given  # heads given back, by used index: the used ring itself is the driver's
+    cdef UsedElement *finished  # by Python, and not yet given back
     cdef volatile uint32_t finished_count
-    cdef uint32_t lock
+    cdef uint32_t lock, sleeping
     cdef volatile uint32_t stopping
     cdef Flight *flights
     cdef uint16_t *free_flights
-    cdef uint16_t *asked  # chains whose transfer failed
+    cdef uint16_t *asked  # heads whose transfer failed, at most `size`: each is in flight once
     cdef uint32_t free_count, flight_count, asked_count
     cdef Uring uring
     cdef uint32_t under_way
@@ -212,22 +137,23 @@ cdef class CompiledQueue:
     cdef readonly bint broken
 
     def __cinit__(
-        self, *, int size, size_t descriptors, size_t available, size_t used, RegionTable regions, bint event_idx,
-        bint indirect,        uint16_t last_available, uint16_t used_index, int kick, int call, BlockPath path=None, log=None,
-        size_t inflight=0, uint64_t poll_ns=POLL_LONGEST,
+        self, *, int size, size_t descriptors, size_t available, size_t used, RegionTable regions not None,
+        bint event_idx, bint indirect, uint16_t last_available, uint16_t used_index, int kick, int call,
+        BlockPath path=None, log=None, size_t inflight=0, uint64_t poll_ns=POLL_LONGEST, keep=None,
     ):
+        cdef uint16_t index
         if size <= 0 or size > LARGEST_QUEUE or size & (size - 1):
             raise ValueError(f"queue of {size}")
         if not descriptors or not available or not used or descriptors % 16 or available % 2 or used % 4:
             raise ValueError("ring addresses")
         self.wake = -1
         self.size, self.mask = size, size - 1
-        self.descriptors = <Descriptor *>descriptors
+        self.descriptors = <const Descriptor *>descriptors
         self.available = <uint16_t *>available
         self.used = <uint8_t *>used
         self.event_idx, self.indirect, self.table, self.path = event_idx, indirect, regions, path
         self.last_available, self.used_index, self.published = last_available, used_index, used_index
-        self.kick, self.call = kick, call
+        self.kick, self.call, self.keep = kick, call, keep
         self.poll_longest, self.poll_ns = poll_ns, min(poll_ns, POLL_SHORTEST)
         if log is not None:
             address, length, where = log
@@ -235,29 +161,32 @@ cdef class CompiledQueue:
         if inflight:
             self.inflight = <InflightHeader *>inflight
             self.inflight_table = <InflightDescriptor *>(inflight + sizeof(InflightHeader))
-            for index in range(size):
-                self.inflight_counter = max(self.inflight_counter, self.inflight_table[index].counter + 1)
+            for index in range(self.size):
+                if self.inflight_table[index].inflight:
+                    self.inflight_counter = max(self.inflight_counter, self.inflight_table[index].counter + 1)
         self.taken = <uint8_t *>calloc(size, 1)
+        self.given = <uint16_t *>calloc(size, sizeof(uint16_t))
         self.finished = <UsedElement *>calloc(size, sizeof(UsedElement))
-        if self.taken == NULL or self.finished == NULL:
+        self.asked = <uint16_t *>calloc(size, sizeof(uint16_t))
+        if self.taken == NULL or self.given == NULL or self.finished == NULL or self.asked == NULL:
             raise MemoryError
         self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        if path is not None and path.mode != MODE_MMAP:
-            self._open_uring()
 
     cdef int _open_uring(self) except -1:
-        self.flight_count = min(self.size, 256)
-        cdef int failed = uring_open(&self.uring, self.flight_count)
-        if failed:
-            raise OSError(-failed, os.strerror(-failed))
-        self.flights = <Flight *>calloc(self.flight_count, sizeof(Flight))
-        self.free_flights = <uint16_t *>calloc(self.flight_count, sizeof(uint16_t))
-        self.asked = <uint16_t *>calloc(self.flight_count, sizeof(uint16_t))
-        if self.flights == NULL or self.free_flights == NULL or self.asked == NULL:
-            raise MemoryError
-        for index in range(self.flight_count):
-            self.free_flights[index] = index
-        self.free_count = self.flight_count
+        """Where the host refuses (a container's system call filter, say), transfers wait instead."""
+        cdef uint32_t index
+        if self.path is None or self.path.mode == MODE_MMAP or self.uring.open:
+            return 0
+        if self.flights == NULL:
+            self.flight_count = min(self.size, FLIGHTS)
+            self.flights = <Flight *>calloc(self.flight_count, sizeof(Flight))
+            self.free_flights = <uint16_t *>calloc(self.flight_count, sizeof(uint16_t))
+            if self.flights == NULL or self.free_flights == NULL:
+                raise MemoryError
+            for index in range(self.flight_count):
+                self.free_flights[index] = index
+            self.free_count = self.flight_count
+        uring_open(&self.uring, self.flight_count)
         return 0
 
     def __dealloc__(self):
@@ -266,6 +195,7 @@ cdef class CompiledQueue:
         free(self.free_flights)
         free(self.asked)
         free(self.taken)
+        free(self.given)
         free(self.finished)
         if self.wake >= 0:
             close(self.wake)
@@ -279,15 +209,15 @@ cdef class CompiledQueue:
         """
         cdef int event
         cdef uint16_t head = 0
+        self._open_uring()
         while True:
             with nogil:
                 event = self._serve(&head)
             if event < 0:
                 return
             self.slow += 1
-            if event == E_CHAIN:
-                if head < self.size:
-                    self.taken[head] = TAKEN
+            if event == E_CHAIN and head < self.size:
+                self.taken[head] = TAKEN
             if not slow(event, head):
                 self.broken = True
 
@@ -310,7 +240,9 @@ cdef class CompiledQueue:
         self.finished[self.finished_count] = UsedElement(head, written)
         self.finished_count += 1
         self._unlock()
-        os.eventfd_write(self.wake, 1)
+        ring_fence()
+        if ring_load32(&self.sleeping):
+            os.eventfd_write(self.wake, 1)
 
     def adopt(self, unsigned int head):
         """A chain that an earlier life of the device had taken: it is given back like others. While `run` is not."""
@@ -321,7 +253,7 @@ cdef class CompiledQueue:
     def settle(self):
         """After `run` has returned: make visible what was completed since."""
         self._collect_finished()
-        if self.used_index != self.published:
+        if self.used_index != self.published and not self.broken:
             self._publish()
 
     def set_wires(self, int kick, int call):
@@ -343,20 +275,22 @@ cdef class CompiledQueue:
         cdef uint64_t idle_since = 0
         while True:
             event = self._take_batch(head)
-            if self.under_way or (self.path is not None and self.uring.queued):
-                uring_submit(&self.uring, 0)
-                self._reap()
+            if self.uring.queued:
+                block_submit(self)
+            if self.under_way:
+                block_reap(self)
             if self.asked_count and event < 0:
                 self.asked_count -= 1
                 head[0] = self.asked[self.asked_count]
                 event = E_CHAIN
             self._collect_finished()
-            if self.used_index != self.published:
+            if self.table.lost() and not self.broken:
+                return E_BROKEN_MEMORY
+            if self.used_index != self.published and not self.broken:
                 self._publish()
                 idle_since = 0
-                if event >= 0:
-                    return event
-                continue
+                if event < 0:
+                    continue
             if event >= 0:
                 return event
             if self.stopping and not self.under_way:
@@ -364,8 +298,7 @@ cdef class CompiledQueue:
             if idle_since == 0:
                 idle_since = now_ns()
             elif now_ns() - idle_since >= self.poll_ns or self.stopping or self.broken:
-                if not self._sleep(idle_since):
-                    return E_BROKEN_MEMORY
+                self._sleep()
                 idle_since = 0
                 continue
             ring_relax()
@@ -379,180 +312,37 @@ cdef class CompiledQueue:
         waiting = <uint16_t>(top - self.last_available)
         if waiting > self.size:
             return E_BAD_INDEX
-        while waiting and done < BATCH:
-            position = self.available[2 + (self.last_available & self.mask)]
+        while waiting and done < BATCH and not self._full():
+            position = ring_read16(self.available + 2 + (self.last_available & self.mask))
             head[0] = position
             if position < self.size and self.taken[position]:
                 return E_HEAD_IN_FLIGHT
-            if self._full():
-                return -1
             self.last_available += 1
             waiting -= 1
             done += 1
             if position < self.size:
                 self._note_taken(position)
-            if self.path is None or position >= self.size or self._block(position) == SLOW:
+            if self.path is None or position >= self.size or not block_start(self, position):
                 return E_CHAIN
         return -1
 
     cdef void _note_taken(self, uint16_t head) noexcept nogil:
+        """The entry's order is there before the entry counts, and both before the chain has any effect."""
         if self.inflight != NULL:
             self.inflight_table[head].counter = self.inflight_counter
             self.inflight_counter += 1
-            ring_fence()
-            self.inflight_table[head].inflight = 1
+            ring_store8(&self.inflight_table[head].inflight, 1)
 
-    cdef uint8_t *_translate(self, uint64_t address, uint64_t length, bint write, Region *cached) noexcept nogil:
-        cdef int index
-        cdef Region *region = cached
-        if region.host == NULL or address < region.start or address - region.start >= region.size:
-            region = NULL
-            for index in range(self.table.count):
-                if address - self.table.regions[index].start < self.table.regions[index].size and address >= self.table.regions[index].start:
-                    region = &self.table.regions[index]
-                    break
-            if region == NULL:
-                return NULL
-            cached[0] = region[0]
-        if length > region.size - (address - region.start) or (write and not region.writable):
-            return NULL
-        return region.host + (address - region.start)
-
-    cdef int _gather(self, uint16_t head, iovec *vectors, uint64_t *addresses, int *readable) noexcept nogil:
-        """The chain as host memory: how many pieces, of which the first `readable` are the device's to read. 0: slow."""
-        cdef Descriptor one = self.descriptors[head]
-        cdef Descriptor *table = self.descriptors
-        cdef uint32_t limit = self.size
-        cdef int count = 0
-        cdef uint8_t *place
-        cdef bint write
-        readable[0] = 0
-        if one.flags & F_INDIRECT:
-            if not self.indirect or one.flags & F_NEXT or one.length % sizeof(Descriptor) or one.length > LARGEST_CHAIN * sizeof(Descriptor):
-                return 0
-            table = <Descriptor *>self._translate(one.address, one.length, False, &self.near)
-            limit = one.length // sizeof(Descriptor)
-            if table == NULL or limit == 0:
-                return 0
-            one = table[0]
-        while count < LARGEST_CHAIN:
-            write = one.flags & F_WRITE
-            if one.flags & F_INDIRECT or (not write and readable[0] != count) or one.length == 0:
-                return 0
-            place = self._translate(one.address, one.length, write, &self.near if one.length <= 16 else &self.far)
-            if place == NULL:
-                return 0
-            vectors[count] = iovec(place, one.length)
-            addresses[count] = one.address
-            count += 1
-            readable[0] += not write
-            if not one.flags & F_NEXT:
-                return count
-            if one.next >= limit:
-                return 0
-            one = table[one.next]
-        return 0
-
-    cdef int _block(self, uint16_t head) noexcept nogil:
-        """A plain read or write (virtio 1.3, 5.2.6) is TAKEN; everything else is SLOW."""
-        cdef iovec vectors[LARGEST_CHAIN]
-        cdef uint64_t addresses[LARGEST_CHAIN]
-        cdef int readable = 0, count, index
-        cdef uint32_t kind
-        cdef uint64_t sector, total = 0
-        count = self._gather(head, vectors, addresses, &readable)
-        if count < 3 or vectors[0].iov_len != 16 or vectors[count - 1].iov_len != 1 or not readable:
-            return SLOW
-        memcpy(&kind, vectors[0].iov_base, 4)
-        memcpy(&sector, <uint8_t *>vectors[0].iov_base + 8, 8)
-        if not (kind == T_IN and readable == 1) and not (kind == T_OUT and readable == count - 1 and not self.path.read_only):
-            return SLOW
-        for index in range(1, count - 1):
-            total += vectors[index].iov_len
-        if total % SECTOR or total > self.path.size or sector > (self.path.size - total) // SECTOR:
-            return SLOW
-        if self.log != NULL:
-            for index in range(readable, count):
-                self._mark(addresses[index], vectors[index].iov_len)
-        return self._transfer(head, vectors, count, kind == T_IN, sector * SECTOR, <uint32_t>total)
-
-    cdef int _transfer(self, uint16_t head, iovec *vectors, int count, bint is_read, uint64_t offset, uint32_t total) noexcept nogil:
-        cdef uint8_t *status = <uint8_t *>vectors[count - 1].iov_base
-        cdef const uint8_t *source
-        cdef ssize_t moved
-        cdef int index
-        if self.path.mode == MODE_MMAP and is_read:
-            source = self.path.image + offset
-            for index in range(1, count - 1):
-                memcpy(vectors[index].iov_base, source, vectors[index].iov_len)
-                source += vectors[index].iov_len
-            if ring_load32(self.path.broken):
-                return SLOW
-        elif self.path.mode == MODE_DIRECT:
-            return self._fly(head, vectors, count, is_read, offset, total)
-        else:
-            if is_read:
-                moved = preadv2(self.path.fd, vectors + 1, count - 2, <int64_t>offset, RWF_NOWAIT)
-                if moved != <ssize_t>total:
-                    return self._fly(head, vectors, count, is_read, offset, total)
-            else:
-                moved = pwritev(self.path.fd, vectors + 1, count - 2, <int64_t>offset)
-                if moved != <ssize_t>total:
-                    return SLOW
-        status[0] = S_OK
-        self._give_back(head, total + 1 if is_read else 1)
-        self._account(is_read, total)
-        return TAKEN
-
-    cdef void _account(self, bint is_read, uint32_t total) noexcept nogil:
-        self.requests += 1
-        if is_read:
-            self.bytes_read += total
-        else:
-            self.bytes_written += total
-
-    cdef int _fly(self, uint16_t head, iovec *vectors, int count, bint is_read, uint64_t offset, uint32_t total) noexcept nogil:
-        """Start a transfer by io_uring."""
-        cdef Flight *flight
-        cdef uint16_t slot
-        if self.free_count == 0:
-            return SLOW
-        slot = self.free_flights[self.free_count - 1]
-        flight = &self.flights[slot]
-        memcpy(flight.vectors, vectors + 1, (count - 2) * sizeof(iovec))
-        flight.status = <uint8_t *>vectors[count - 1].iov_base
-        flight.total, flight.head, flight.is_read = total, head, is_read
-        if not uring_queue(&self.uring, not is_read, self.path.fd, flight.vectors, count - 2, offset, slot):
-            return SLOW
-        self.free_count -= 1
-        self.under_way += 1
-        self.taken[head] = 1
-        return TAKEN
-
-    cdef void _reap(self) noexcept nogil:
-        """Transfers that io_uring finished. A failed or short one is done again by Python, which knows what to answer."""
-        cdef uint64_t slot = 0
-        cdef int result = 0
-        cdef Flight *flight
-        while uring_next(&self.uring, &slot, &result):
-            flight = &self.flights[slot]
-            self.free_flights[self.free_count] = <uint16_t>slot
-            self.free_count += 1
-            self.under_way -= 1
-            if result == <int>flight.total:
-                flight.status[0] = S_OK
-                self._account(flight.is_read, flight.total)
-                self._give_back(flight.head, flight.total + 1 if flight.is_read else 1)
-            else:
-                self.asked[self.asked_count] = flight.head
-                self.asked_count += 1
+    # The used ring.
 
     cdef void _give_back(self, uint16_t head, uint32_t written) noexcept nogil:
         cdef UsedElement *entries = <UsedElement *>(self.used + 4)
+        cdef uint16_t place = self.used_index & self.mask
         self.taken[head] = 0
-        entries[self.used_index & self.mask] = UsedElement(head, written)
+        self.given[place] = head
+        entries[place] = UsedElement(head, written)
         if self.log != NULL:
-            self._mark(self.log_used + 4 + 8 * (self.used_index & self.mask), 8)
+            self._mark(self.log_used + 4 + 8 * place, 8)
         if self.inflight != NULL:
             self.inflight_table[head].next = self.inflight.last_batch_head
             self.inflight.last_batch_head = head
@@ -570,25 +360,24 @@ cdef class CompiledQueue:
 
     cdef void _publish(self) noexcept nogil:
         """Let the driver see what was given back, and interrupt it if it asked for that (2.7.7)."""
-        cdef UsedElement *entries = <UsedElement *>(self.used + 4)
         cdef uint16_t old = self.published, new = self.used_index, index = self.published
         cdef uint64_t one = 1
         cdef bint wanted
         ring_store16(self.used + 2, new)
         if self.log != NULL:
-            self._mark(self.log_used, 4)
+            self._mark(self.log_used + 2, 2)
         if self.inflight != NULL:
             while index != new:
-                self.inflight_table[entries[index & self.mask].head & self.mask].inflight = 0
+                ring_store8(&self.inflight_table[self.given[index & self.mask]].inflight, 0)
                 index += 1
-            self.inflight.used_idx = new
+            ring_store16(&self.inflight.used_idx, new)
         self.published = new
         self.batches += 1
         ring_fence()
         if self.event_idx:
-            wanted = <uint16_t>(new - self.available[2 + self.size] - 1) < <uint16_t>(new - old)
+            wanted = <uint16_t>(new - ring_read16(self.available + 2 + self.size) - 1) < <uint16_t>(new - old)
         else:
-            wanted = not ring_load16(self.available) & NO_INTERRUPT
+            wanted = not ring_read16(self.available) & NO_INTERRUPT
         if not wanted or self.call < 0:
             self.suppressed += 1
             return
@@ -596,42 +385,47 @@ cdef class CompiledQueue:
         self.interrupts += 1
 
     cdef void _mark(self, uint64_t address, uint64_t length) noexcept nogil:
-        """Mark guest pages in the dirty log (vhost-user.rst, "Migration")."""
-        cdef uint64_t page = address // PAGE, last = (address + length - 1) // PAGE
-        while page <= last:
-            if page // 8 < self.log_size:
-                ring_or8(self.log + page // 8, 1 << (page % 8))
+        """Mark guest pages in the dirty log (vhost-user.rst, "Migration"), after they were written."""
+        cdef uint64_t page = address // PAGE, last = (address + (length - 1)) // PAGE
+        while page <= last and page // 8 < self.log_size:
+            ring_or8(self.log + page // 8, 1 << (page % 8))
             page += 1
 
+    # Waiting.
+
     cdef void _ask_for_kicks(self, bint wanted) noexcept nogil:
-        if self.event_idx:
-            if wanted:
-                ring_store16(self.used + 4 + 8 * <size_t>self.size, self.last_available)
-        else:
+        cdef size_t place = 0
+        if not self.event_idx:
             ring_store16(self.used, 0 if wanted else NO_NOTIFY)
+        elif wanted:
+            place = 4 + 8 * <size_t>self.size
+            ring_store16(self.used + place, self.last_available)
+        else:
+            return  # the event index that is left behind says so by itself
+        if self.log != NULL:
+            self._mark(self.log_used + place, 2)
         ring_fence()
 
-    cdef bint _sleep(self, uint64_t idle_since) noexcept nogil:
-        """Wait for a kick, Python or the kernel. False: guest memory was cut away."""
+    cdef void _sleep(self) noexcept nogil:
+        """Wait for a kick, Python or the kernel."""
         cdef pollfd entries[3]
-        cdef uint64_t before, slept
+        cdef uint64_t before
         cdef uint8_t drain[512]
-        cdef int index
         cdef bint deaf = self.broken or self.stopping
-        for index in range(self.table.count):
-            if self.table.regions[index].broken != NULL and ring_load32(self.table.regions[index].broken) and not self.broken:
-                return False
         if not deaf:
             self._ask_for_kicks(True)
             if ring_load16(self.available + 1) != self.last_available and not self._full():
                 self._ask_for_kicks(False)
-                return True
+                return
+        ring_store32(&self.sleeping, 1)
+        ring_fence()
         entries[0] = pollfd(self.wake, POLLIN, 0)
         entries[1] = pollfd(-1 if deaf else self.kick, POLLIN, 0)
         entries[2] = pollfd(self.uring.fd if self.under_way else -1, POLLIN, 0)
         before = now_ns()
-        poll(entries, 3, -1)
-        slept = now_ns() - before
+        poll(entries, 3, 0 if self.finished_count else -1)
+        ring_store32(&self.sleeping, 0)
+        self._adapt(now_ns() - before)
         if entries[0].revents:
             read(self.wake, drain, 8)
         if entries[1].revents & POLLIN:
@@ -639,13 +433,11 @@ cdef class CompiledQueue:
             self.kicks += 1
         elif entries[1].revents:
             self.kick = -1  # a pipe without a writer would be ready for ever
-        self._adapt(slept)
         if not deaf:
             self._ask_for_kicks(False)
-        return True
 
     cdef bint _full(self) noexcept nogil:
-        return self.path is not None and self.path.mode != MODE_MMAP and self.free_count == 0
+        return self.uring.open and self.free_count == 0
 
     cdef void _adapt(self, uint64_t slept) noexcept nogil:
         """Look longer for new chains where that would have spared a sleep, and shorter where it would not."""
@@ -653,3 +445,6 @@ cdef class CompiledQueue:
             self.poll_ns = min(self.poll_longest, max(<uint64_t>POLL_SHORTEST, 2 * self.poll_ns))
         else:
             self.poll_ns = self.poll_ns // 2
+
+
+include "_transfer.pxi"

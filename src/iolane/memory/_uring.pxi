@@ -50,6 +50,7 @@ cdef struct Uring:
     io_uring_sqe *entries
     io_uring_params parameters
     uint32_t queued
+    bint open
 
 
 cdef void *uring_map(int fd, size_t size, long offset) noexcept nogil:
@@ -73,6 +74,7 @@ cdef int uring_open(Uring *ring, uint32_t entries) noexcept nogil:
     if ring.submissions == NULL or ring.completions == NULL or ring.entries == NULL:
         uring_close(ring)
         return -ENOMEM
+    ring.open = True
     return 0
 
 
@@ -111,14 +113,29 @@ cdef bint uring_queue(Uring *ring, bint write, int fd, iovec *vectors, int count
     return True
 
 
-cdef void uring_submit(Uring *ring, uint32_t wait) noexcept nogil:
-    """Hand what is queued to the kernel, and wait for `wait` completions."""
+cdef bint uring_submit(Uring *ring) noexcept nogil:
+    """Hand what is queued to the kernel. False: it does not take what is left."""
     cdef long done
-    if not ring.queued and not wait:
-        return
-    done = syscall(SYS_io_uring_enter, ring.fd, ring.queued, wait, IORING_ENTER_GETEVENTS if wait else 0, NULL, 0)
-    if done > 0:
+    while ring.queued:
+        done = syscall(SYS_io_uring_enter, ring.fd, ring.queued, 0, 0, NULL, 0)
+        if done < 0 and errno == EINTR:
+            continue
+        if done <= 0:
+            return False
         ring.queued -= <uint32_t>done
+    return True
+
+
+cdef bint uring_take_back(Uring *ring, uint64_t *data) noexcept nogil:
+    """Undo the last `uring_queue` that the kernel has not seen, if there is one: the tail is read by system calls alone."""
+    cdef uint32_t *tail = <uint32_t *>(ring.submissions + ring.parameters.sq_off.tail)
+    cdef uint32_t mask = (<uint32_t *>(ring.submissions + ring.parameters.sq_off.ring_mask))[0]
+    if ring.queued == 0:
+        return False
+    ring.queued -= 1
+    ring_store32(tail, tail[0] - 1)
+    data[0] = ring.entries[tail[0] & mask].user_data
+    return True
 
 
 cdef bint uring_next(Uring *ring, uint64_t *data, int *result) noexcept nogil:

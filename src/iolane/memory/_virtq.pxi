@@ -1,4 +1,6 @@
 # The layout of a split virtqueue (virtio 1.3, 2.7) and the fences it needs.
+#
+# What the driver may change meanwhile is read by `ring_read*`: once, and never again by the compiler's choice.
 
 cdef extern from *:
     """
@@ -7,6 +9,10 @@ cdef extern from *:
     #define ring_store16(p, v) __atomic_store_n((uint16_t *)(p), (uint16_t)(v), __ATOMIC_RELEASE)
     #define ring_load32(p) __atomic_load_n((const uint32_t *)(p), __ATOMIC_ACQUIRE)
     #define ring_store32(p, v) __atomic_store_n((uint32_t *)(p), (uint32_t)(v), __ATOMIC_RELEASE)
+    #define ring_read16(p) __atomic_load_n((const uint16_t *)(p), __ATOMIC_RELAXED)
+    #define ring_read32(p) __atomic_load_n((const uint32_t *)(p), __ATOMIC_RELAXED)
+    #define ring_read64(p) __atomic_load_n((const uint64_t *)(p), __ATOMIC_RELAXED)
+    #define ring_store8(p, v) __atomic_store_n((uint8_t *)(p), (uint8_t)(v), __ATOMIC_RELEASE)
     #define ring_or8(p, v) __atomic_fetch_or((uint8_t *)(p), (uint8_t)(v), __ATOMIC_SEQ_CST)
     #define ring_exchange32(p, v) __atomic_exchange_n((uint32_t *)(p), (uint32_t)(v), __ATOMIC_ACQUIRE)
     #define ring_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
@@ -19,6 +25,10 @@ cdef extern from *:
     uint16_t ring_load16(const void *) nogil
     void ring_store16(void *, uint16_t) nogil
     uint32_t ring_load32(const void *) nogil
+    uint16_t ring_read16(const void *) nogil
+    uint32_t ring_read32(const void *) nogil
+    uint64_t ring_read64(const void *) nogil
+    void ring_store8(void *, uint8_t) nogil
     void ring_store32(void *, uint32_t) nogil
     uint32_t ring_exchange32(void *, uint32_t) nogil
     void ring_or8(void *, uint8_t) nogil
@@ -56,12 +66,5 @@ cdef enum:
     NO_NOTIFY = 1
     NO_INTERRUPT = 1
     LARGEST_QUEUE = 32768
-    LARGEST_CHAIN = 132  # header, 128 pieces of data, status, and two to spare
+    LARGEST_CHAIN = 256  # header, 254 pieces of data, status: what the block device offers
     LARGEST_TABLE = 520  # regions: vhost-user has at most 509 memory slots
-
-cdef struct Region:
-    uint64_t start
-    uint64_t size
-    uint8_t *host
-    bint writable
-    const uint32_t *broken

@@ -48,11 +48,15 @@ class CompiledPlane(PythonPlane):
     def _compile(
         self, queue: Virtqueue, last: int, used: int | None, path: BlockPath, vring: Vring, start: Start
     ) -> CompiledRing:
-        log = None
+        log, keep = None, list[object]()
         if start.log is not None:
             log = (start.log.mapping.address + start.log.offset, start.log.size, start.log_address)
-        inflight = 0 if start.inflight is None else start.inflight.address
-        wires = Wires(_fd(vring.kick), _fd(vring.call_fd), log, inflight)
+            keep.append(memoryview(start.log.mapping))
+        inflight = 0
+        if start.inflight is not None:
+            inflight = start.inflight.address
+            keep.append(start.inflight)
+        wires = Wires(_fd(vring.kick), _fd(vring.call_fd), log, inflight, keep)
         return CompiledRing(self._virtio, queue, last, used, path, wires)
 
     def rewire(self, vring: Vring, change: Callable[[], None]) -> None:

@@ -7,8 +7,9 @@ import socket
 from collections.abc import Callable
 
 from iolane.carriers.server import Event, EventKind, SocketServer
+from iolane.carriers.vhost_user.choice import chosen_plane
 from iolane.carriers.vhost_user.connection import Connection
-from iolane.carriers.vhost_user.plane import DataPlane, PythonPlane
+from iolane.carriers.vhost_user.plane import DataPlane
 from iolane.carriers.vhost_user.rejection import Statistics
 from iolane.carriers.vhost_user.written_config import WrittenConfig
 from iolane.model.virtio import VirtioDevice
@@ -26,7 +27,7 @@ class VhostUserServer(SocketServer[Connection, Statistics]):
             the chardev `reconnect-ms`.
         workers: threads for the device's tasks and timers; without them tasks run in the handler and time
             stands still.
-        plane: makes what serves the rings of a connection.
+        plane: makes what serves the rings of a connection; by default what IOLANE_DATAPLANE says.
         mode: of the socket's file, who may connect.
     """
 
@@ -38,12 +39,12 @@ class VhostUserServer(SocketServer[Connection, Statistics]):
         path: str | os.PathLike[str],
         *,
         workers: Workers | None = None,
-        plane: Callable[[VirtioDevice], DataPlane] = PythonPlane,
+        plane: Callable[[VirtioDevice], DataPlane] | None = None,
         mode: int = 0o600,
     ) -> None:
         super().__init__(device, path, workers=workers, mode=mode)
         self.device = device
-        self._plane = plane
+        self._plane = plane or chosen_plane()
         self._written = WrittenConfig()
 
     def _no_counts(self) -> Statistics:

@@ -12,8 +12,8 @@ import threading
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from iolane.memory.ring import BAD_INDEX, BROKEN_MEMORY, CHAIN, BlockPath, CompiledQueue, RegionTable
-from iolane.model.dma import DmaSpace, HostRegion
+from iolane.memory.ring import BAD_INDEX, CHAIN, HEAD_IN_FLIGHT, BlockPath, CompiledQueue, RegionTable
+from iolane.model.dma import DmaFault, DmaSpace, HostRegion
 from iolane.model.virtio.chain import Chain
 from iolane.model.virtio.device import VirtioDevice
 from iolane.model.virtio.features import Feature
@@ -23,7 +23,7 @@ from iolane.model.virtio.split_ring import SplitRing
 
 _EVENTS = {
     BAD_INDEX: RingRejection.AVAILABLE_OVERRUN,
-    BROKEN_MEMORY: RingRejection.BUFFER_LOST,
+    HEAD_IN_FLIGHT: RingRejection.HEAD_IN_FLIGHT,
 }
 
 
@@ -34,12 +34,14 @@ class Wires(NamedTuple):
         kick, call: eventfds or pipes; -1 for none.
         log: (address, bytes, guest address of the used ring) of a dirty log.
         inflight: address of the queue's part of an in-flight area, or 0.
+        keep: what keeps the two mapped.
     """
 
     kick: int
     call: int
     log: tuple[int, int, int] | None = None
     inflight: int = 0
+    keep: object = None
 
 
 class CompiledRing:
@@ -65,13 +67,16 @@ class CompiledRing:
         self._handed: int | None = None
         self._thread: threading.Thread | None = None
         self._running = False
-        self._again: list[int] = []
+        self._counted = False
         regions = device.dma.host_regions()
+        descriptors, available, used = (
+            host_address(regions, start, length, write=write) for start, length, write in _areas(queue)
+        )
         self._engine = CompiledQueue(
             size=queue.size,
-            descriptors=host_address(regions, queue.descriptors, 16 * queue.size),
-            available=host_address(regions, queue.available, 6 + 2 * queue.size),
-            used=host_address(regions, queue.used, 6 + 8 * queue.size, write=True),
+            descriptors=descriptors,
+            available=available,
+            used=used,
             regions=region_table(device.dma, regions),
             event_idx=device.negotiated(Feature.EVENT_IDX),
             indirect=device.negotiated(Feature.INDIRECT_DESC),
@@ -82,6 +87,7 @@ class CompiledRing:
             path=path,
             log=wires.log,
             inflight=wires.inflight,
+            keep=wires.keep,
         )
 
     # The thread.
@@ -111,11 +117,21 @@ class CompiledRing:
                 return False
             with queue.batch():
                 if event != CHAIN:
-                    raise BrokenRing(_EVENTS.get(event, RingRejection.HEAD_IN_FLIGHT))
+                    raise BrokenRing(_EVENTS[event] if event in _EVENTS else self._lost())
                 self._handed = head
                 while (chain := queue.pop()) is not None:
                     self._device.handle(queue, chain)
             return queue.rejection is None
+
+    def _lost(self) -> RingRejection:
+        """Guest memory was cut away: the rings', or what chains name."""
+        oracle = self._oracle
+        try:
+            for start, length, _ in _areas(self._queue):
+                oracle.dma.read(start, length)
+        except DmaFault:
+            return RingRejection.RING_UNREACHABLE
+        return RingRejection.BUFFER_LOST
 
     def pause(self) -> None:
         """Return when the thread does nothing any more; the device's lock is released meanwhile."""
@@ -137,6 +153,19 @@ class CompiledRing:
         self.pause()
         self._thread = None
         self._engine.settle()
+        if not self._counted:
+            self._counted = True
+            self._hand_over_counts()
+
+    def _hand_over_counts(self) -> None:
+        """The queue outlives this ring, and so do its counts."""
+        queue, engine = self._queue, self._engine
+        queue.kicks += engine.kicks
+        queue.chains += engine.requests
+        queue.bytes_read += engine.bytes_read
+        queue.bytes_written += engine.bytes_written
+        queue.interrupts += engine.interrupts
+        queue.suppressed += engine.suppressed
 
     def rewire(self, kick: int, call: int) -> None:
         """Use other descriptors from now on. While paused."""
@@ -155,7 +184,9 @@ class CompiledRing:
 
     @property
     def used_index(self) -> int:
-        """Index of the next used element."""
+        """Index of the next used element. While paused all that was given back is in the used ring."""
+        if not self._running:
+            self._engine.settle()
         return self._engine.used_index
 
     def pop(self) -> Chain | None:
@@ -207,6 +238,15 @@ class UnreachableRing(BrokenRing):
 
     def __init__(self) -> None:
         super().__init__(RingRejection.RING_UNREACHABLE)
+
+
+def _areas(queue: Virtqueue) -> list[tuple[int, int, bool]]:
+    """(guest address, bytes, whether the device writes) of a queue's descriptors and rings."""
+    return [
+        (queue.descriptors, 16 * queue.size, False),
+        (queue.available, 6 + 2 * queue.size, False),
+        (queue.used, 6 + 8 * queue.size, True),
+    ]
 
 
 def host_address(regions: list[HostRegion], address: int, length: int, *, write: bool = False) -> int:
