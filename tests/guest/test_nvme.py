@@ -280,9 +280,9 @@ def test_a_read_only_namespace_with_4096_byte_blocks(guest: Guest) -> None:
 def test_a_namespace_that_becomes_read_only_is_noticed(guest: Guest) -> None:
     """By the Namespace Attribute Changed event."""
     block = guest.disk("msix", 2).rpartition("/")[2]
-    guest.controllers["msix"].set_write_protected(2, True)
-    guest.check(f"{WAIT} [ $(cat /sys/block/{block}/ro) = 1 ] && exit; done; exit 1")
-    guest.controllers["msix"].set_write_protected(2, False)
+    for protected in (True, False):
+        guest.controllers["msix"].set_write_protected(2, protected)
+        guest.check(f"{WAIT} [ $(cat /sys/block/{block}/ro) = {protected:d} ] && exit; done; exit 1")
 
 
 def test_errors_of_the_back_end_reach_the_guest(guest: Guest) -> None:

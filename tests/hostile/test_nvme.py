@@ -1,8 +1,10 @@
 """A guest that does its worst to an NVMe controller: statuses, events, a fatal state; never a traceback."""
 
+import os
 import random
 import struct
 import time
+from pathlib import Path
 
 import pytest
 
@@ -259,3 +261,30 @@ def test_writes_stay_in_the_namespace_and_reads_in_the_guest() -> None:
     with pytest.raises(DmaFault):
         hostile.device.dma.read(end, 1)
     hostile.close()
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+@pytest.mark.parametrize("opcode", [IoOpcode.READ, IoOpcode.WRITE, IoOpcode.COMPARE])
+def test_data_in_a_memory_file_that_is_truncated(tmp_path: Path, in_file: bool, opcode: IoOpcode) -> None:
+    """By the guard (memory) or by EFAULT (files): Data Transfer Error, and the controller goes on."""
+    image = tmp_path / "disk.raw"
+    image.write_bytes(bytes(DISK))
+    device = Nvme(image) if in_file else Nvme(backend=MemoryBackend(DISK))
+    iova, size = 0x4000_0000, 1 << 20
+    fd = os.memfd_create("guest")
+    os.ftruncate(fd, size)
+    with NvmeDriver(device) as driver:
+        driver.enable()
+        driver.create_queues(1)
+        with device.lock:
+            device.dma.map(iova, size, fd=fd)
+        data = driver.transfer(opcode, 0, 64, iova + size // 2)
+        driver.check(driver.wait(1, driver.submit(1, data))[0])
+        os.ftruncate(fd, 4096)
+        for _ in range(2):
+            again = driver.transfer(opcode, 0, 64, iova + size // 2)
+            completion = driver.wait(1, driver.submit(1, again))[0]
+            assert completion.status == Status.DATA_TRANSFER_ERROR
+        driver.read(0, 1)
+        assert device.error_count == 0
+    os.close(fd)

@@ -184,7 +184,6 @@ class Commands:
         """Complete a command whose work has not begun. False when it has."""
         if not command.working or not command.take():
             return False
-        self._leaving.add(command)
         self.controller.completions.post(command.sqid, command.entry.cid, status)
         self._remove(command)
         return True

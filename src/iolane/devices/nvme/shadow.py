@@ -95,18 +95,20 @@ class ShadowDoorbells:
         self.refresh_tail(queue)
 
     def refresh_head(self, queue: CompletionQueue) -> None:
-        """Look at the head that the host wrote, after asking to be rung for the next."""
+        """Look at the head that the host wrote, until it is the one for whose successor it rings.
+
+        A head consumes at least one completion, so this ends.
+        """
         pages = self._pages
         if pages is None or queue.qid == 0:
             return
-        for _ in range(2):
-            head = self._load(pages.doorbells, 2 * queue.qid + 1, queue.head)
-            if head != queue.head:
-                if not queue.accepts(head):
-                    self._refuse(2 * queue.qid + 1, head)
-                    return
-                queue.head = head
-            self._store(pages.event_indexes, 2 * queue.qid + 1, queue.head)
+        doorbell = 2 * queue.qid + 1
+        while (head := self._load(pages.doorbells, doorbell, queue.head)) != queue.head:
+            if not queue.accepts(head):
+                self._refuse(doorbell, head)
+                return
+            queue.head = head
+            self._store(pages.event_indexes, doorbell, head)
             fence()
 
     def reset(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from iolane.backends.memory import MemoryBackend
+from iolane.devices.nvme.arbitration import IN_FLIGHT_LIMIT
 from iolane.devices.nvme.registers import NvmeRegisters
 from iolane.devices.nvme.spec import AdminOpcode, IoOpcode, Status
 from iolane.model.region import RegionIndex
@@ -268,6 +269,24 @@ def test_more_commands_than_run_at_once(make: Make, workers: Workers) -> None:
     snapshot = driver.device.describe()
     assert snapshot["queue1_commands"] == 1001
     assert isinstance(snapshot["io_latency_p99_us"], float)
+
+
+def test_commands_in_flight_are_bounded(make: Make, workers: Workers) -> None:
+    backend = Gated()
+    driver = make(workers=workers, backend=backend)
+    driver.enable()
+    driver.create_queues(2, entries=1024)
+    cids = {
+        qid: driver.submit(
+            qid, *(driver.transfer(IoOpcode.READ, 0, 1, driver.memory.base) for _ in range(500))
+        )
+        for qid in (1, 2)
+    }
+    assert driver.device.commands.io_count == IN_FLIGHT_LIMIT
+    assert driver.device.commands.count(2) == 0
+    backend.read_gate.open()
+    for qid, expected in cids.items():
+        driver.check(*driver.wait(qid, expected))
 
 
 def test_a_pause_holds_new_commands_back(make: Make, workers: Workers) -> None:

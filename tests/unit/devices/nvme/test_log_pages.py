@@ -1,11 +1,14 @@
 """Log pages: NVM Express Base 2.0c, 5.16."""
 
 import struct
+from collections.abc import Sequence
 
 import pytest
 
+from iolane.backends.memory import MemoryBackend
 from iolane.devices.nvme.spec import AdminOpcode, FeatureId, IoOpcode, LogId, Status
 from iolane.testing.nvme_driver import NvmeDriver
+from tests.unit.devices.nvme.conftest import Make
 
 MINUTE = 60_000_000_000
 
@@ -48,6 +51,23 @@ def test_smart_counts_what_was_done(driver: NvmeDriver) -> None:
     assert page[3:6] == bytes((100, 10, 0))
     units = -(-4 * 512 * 1024 // 512_000)
     assert [u128(page, at) for at in range(32, 192, 16)] == [1, units, 2, 4, 0, 1, 2, 0, 0, 1]
+
+
+def test_busy_time_is_the_time_of_commands(make: Make) -> None:
+    class Slow(MemoryBackend):
+        def readv(self, offset: int, buffers: Sequence[memoryview]) -> None:
+            driver.device.clock.advance(2 * MINUTE)
+            super().readv(offset, buffers)
+
+    driver = make(backend=Slow(8192))
+    driver.enable()
+    driver.create_queues(1)
+    driver.device.clock.advance(5 * MINUTE)
+    driver.read(0, 1)
+    driver.read(0, 1)
+    driver.device.clock.advance(5 * MINUTE)
+    assert u128(driver.log_page(LogId.SMART, 512), 96) == 4
+    assert driver.device.describe()["io_latency_mean_us"] == 2 * MINUTE / 1000
 
 
 def test_time_above_the_warning_temperature(driver: NvmeDriver) -> None:

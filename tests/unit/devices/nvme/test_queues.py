@@ -125,6 +125,22 @@ def test_a_full_completion_queue_holds_the_rest_back_and_loses_nothing(make: Mak
     assert not queue.waiting
 
 
+def test_a_deleted_queue_posts_nothing_more(make: Make) -> None:
+    """Base 5.7: what waited for room in the completion queue goes with the submission queue."""
+    driver = make()
+    driver.enable()
+    ring = driver.create_queue(1, 64, 1)
+    driver.check(driver.admin(CQ, prp1=driver.memory.allocate(4096), cdw10=3 << 16 | 2, cdw11=1))
+    driver.check(driver.admin(SQ, prp1=ring.sq, cdw10=63 << 16 | 2, cdw11=2 << 16 | 1))
+    driver.place(1, [driver.entry(IoOpcode.FLUSH, nsid=1) for _ in range(8)])
+    driver.write_register(DOORBELLS + 8 * 2, 8)
+    queue = driver.device.state.completion[2]
+    assert queue.waiting
+    driver.check(driver.admin(AdminOpcode.DELETE_SQ, cdw10=2))
+    driver.write_register(DOORBELLS + 8 * 2 + 4, 3)
+    assert (queue.used, queue.waiting) == (0, [])
+
+
 def test_a_command_identifier_in_use_is_refused(make: Make) -> None:
     """Base, Figure 95: Command ID Conflict."""
     driver = make()

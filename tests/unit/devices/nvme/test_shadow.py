@@ -100,6 +100,26 @@ def test_a_tail_that_comes_while_the_event_index_is_written_is_seen(make: Make) 
     assert shadow.rung <= 2
 
 
+def test_heads_that_come_while_the_event_index_is_written_are_seen(make: Make) -> None:
+    """The host rings for the successor of EventIdx only, so two more heads in a row would be missed."""
+    driver = make()
+    driver.enable()
+    driver.create_queues(1)
+    shadow = ShadowDriver(driver)
+    driver.submit(1, *(driver.entry(IoOpcode.FLUSH, nsid=1) for _ in range(6)))
+    store = driver.device.shadow._store
+
+    def racing(page: int, doorbell: int, value: int) -> None:
+        if doorbell == 3:
+            driver.reap(1, limit=1)
+        store(page, doorbell, value)
+
+    driver.device.shadow._store = racing  # type: ignore[method-assign]
+    driver.reap(1, limit=1)
+    assert driver.rings[1].head == driver.device.state.completion[1].head == 6
+    assert shadow.rung <= 2
+
+
 def test_a_full_completion_queue_asks_for_its_head(make: Make) -> None:
     driver = make()
     driver.enable()
