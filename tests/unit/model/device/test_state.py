@@ -138,6 +138,12 @@ def test_round_trip(state: Probe.State, registers: bytes, mask: int, now: int) -
     assert not other.paused
 
 
+def test_equal_states_are_equal_documents() -> None:
+    one = probe(Probe.State(queues={"a": 1, "b": 2}))
+    other = probe(Probe.State(queues={"b": 2, "a": 1}))
+    assert one.save() == other.save()
+
+
 def test_timers_go_on_with_what_remained() -> None:
     device = probe(now=1000)
     device.alarm(100)
