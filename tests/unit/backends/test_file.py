@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import os
 import shutil
@@ -154,37 +155,44 @@ def test_several_threads_at_once(image: Path) -> None:
     assert all(read(backend, number * 4096, 2) == bytes([number, 49]) for number in range(4))
 
 
-@pytest.fixture
-def block_device(image: Path) -> Iterator[Path]:
+@contextlib.contextmanager
+def block_device(image: Path, *options: str) -> Iterator[Path]:
     """The image as a block device, where this machine lets us make one."""
     if shutil.which("losetup") is None:
         pytest.skip("no losetup here")
-    made = subprocess.run(["losetup", "--find", "--show", str(image)], capture_output=True, text=True)
+    command = ["losetup", "--find", "--show", *options, str(image)]
+    made = subprocess.run(command, capture_output=True, text=True)
     if made.returncode:
         pytest.skip(f"no loop device can be made: {made.stderr.strip()}")
-    yield Path(made.stdout.strip())
-    subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
+    device = made.stdout.strip()
+    try:
+        yield Path(device)
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
 
 
-def test_a_block_device(image: Path, block_device: Path) -> None:
+def test_a_block_device(image: Path) -> None:
     before = image.read_bytes()
-    backend = FileBackend(block_device)
-    assert backend.is_device
-    assert (backend.size, backend.block_size) == (MIB, 512)
-    assert read(backend, 4096, 8192) == before[4096:12288]
-    backend.writev(512, [memoryview(b"b" * 512)])
-    backend.write_zeroes(8192, 4096)
-    backend.discard(65536, 65536)
-    backend.flush()
-    assert image.read_bytes()[512:1024] == b"b" * 512
-    assert image.read_bytes()[8192:12288] == bytes(4096)
-    with pytest.raises(IolaneError, match="in use"):
-        FileBackend(block_device)
-    backend.close()
+    with block_device(image) as path:
+        backend = FileBackend(path)
+        assert backend.is_device
+        assert (backend.size, backend.block_size) == (MIB, 512)
+        assert read(backend, 4096, 8192) == before[4096:12288]
+        backend.writev(512, [memoryview(b"b" * 512)])
+        backend.write_zeroes(8192, 4096)
+        backend.discard(65536, 65536)
+        backend.flush()
+        with pytest.raises(IolaneError, match="in use"):
+            FileBackend(path)
+        backend.close()
+    content = image.read_bytes()
+    assert content[512:1024] == b"b" * 512
+    assert content[8192:12288] == bytes(4096)
 
 
-def test_a_read_only_block_device(block_device: Path) -> None:
-    subprocess.run(["blockdev", "--setro", str(block_device)], check=True)
-    with pytest.raises(IolaneError, match="read-only"):
-        FileBackend(block_device)
-    FileBackend(block_device, read_only=True).close()
+def test_a_read_only_block_device(image: Path) -> None:
+    with block_device(image, "--read-only") as path:
+        with pytest.raises(IolaneError, match="read-only") as caught:
+            FileBackend(path)
+        assert caught.value.remedy == "add read_only=on"
+        FileBackend(path, read_only=True).close()
