@@ -49,7 +49,7 @@ class ServedDevice:
                 interrupt_mode=device.interrupts.mode.value,
                 trace=str(self.tracer.level),
                 counters=self._counters(),
-                statistics={**device.counters.snapshot(), **device.statistics()},
+                statistics={**device.counters.snapshot(), **self._statistics()},
                 unmodelled=self._unmodelled(),
                 faults=[str(fault) for fault in faults],
                 accesses={
@@ -82,6 +82,14 @@ class ServedDevice:
             "rejected": sum(seen.rejections.values()),
             "errors": device.error_count,
         }
+
+    def _statistics(self) -> dict[str, int | float | str]:
+        """What the device itself has to say; its code may fail, the report does not."""
+        try:
+            return self.device.statistics()
+        except Exception as error:
+            self.device.report_error("statistics", error)
+            return {}
 
     def _unmodelled(self) -> list[str]:
         """The most frequent first; without config space, which every guest looks through."""
