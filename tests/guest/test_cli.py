@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from iolane.engines.qemu.initramfs import InitramfsContent, build_initramfs
+from iolane.engines.qemu.kernel import debian_kernel
 from tests.unit.cli.support import ADDER, IOLANE, errors, serving, started
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]
@@ -184,6 +186,49 @@ def test_the_console_ends_with_the_machine(env: dict[str, str]) -> None:
         read_until(terminal, "# ")
         os.write(terminal, b"poweroff -f\r")
         read_until(terminal, "the machine ended by itself")
+        assert process.wait(30) == 0
+
+
+BOOT_SECTOR = bytes.fromhex("31c0 8ed8 be157c ac 84c0 7406 baf803 ee ebf5 f4 ebfd".replace(" ", ""))
+"""xor ax,ax; mov ds,ax; mov si,text; the text behind goes to COM1 byte by byte; hlt. Loaded at 0x7c00."""
+
+
+def test_the_firmware_boots_from_a_device(env: dict[str, str], tmp_path: Path) -> None:
+    text = b"hello from the disk\0"
+    assert len(BOOT_SECTOR) == 0x15
+    image = tmp_path / "disk.raw"
+    image.write_bytes((BOOT_SECTOR + text).ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
+    arguments = ("run", "--device", f"nvme,image={image},id=root", "--boot", "root")
+    with in_terminal(*arguments, env=env) as (process, terminal):
+        read_until(terminal, "hello from the disk")
+        os.write(terminal, b"\x1d")
+        assert process.wait(30) == 0
+
+
+def test_a_kernel_and_an_initrd_of_ones_own(env: dict[str, str], tmp_path: Path) -> None:
+    kernel = debian_kernel()
+    content = InitramfsContent(setup="echo this is my initrd > /dev/ttyS0")
+    own = tmp_path / "initrd"
+    own.write_bytes(build_initramfs(kernel, content).read_bytes())
+    done = run(
+        "run",
+        "--quiet",
+        "--kernel",
+        str(kernel.image),
+        "--append",
+        "my.word=1",
+        "--",
+        "cat /proc/cmdline",
+        env=env,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(" my.word=1\n")
+    with in_terminal("run", "--kernel", str(kernel.image), "--initrd", str(own), env=env) as (
+        process,
+        terminal,
+    ):
+        read_until(terminal, "this is my initrd")
+        os.write(terminal, b"\x1d")
         assert process.wait(30) == 0
 
 
