@@ -11,7 +11,9 @@ from iolane.backends.stream.base import Notify, StreamBackend
 from iolane.errors import IolaneError
 
 CHUNK = 4096
-"""Bytes asked of the host at a time; what the device did not want yet waits in the stream."""
+"""Bytes asked of the host at a time, unless `chunk` says otherwise. What the device did not want yet waits in the
+stream.
+"""
 KEPT_AFTER_LOSS = 1 << 20
 """Input still read from a peer that has closed its reading side."""
 
@@ -24,6 +26,7 @@ class DescriptorStream(StreamBackend):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
+        self.chunk = CHUNK
         self._in = -1
         self._out = -1
         self._input = bytearray()
@@ -84,6 +87,16 @@ class DescriptorStream(StreamBackend):
             self.bytes_written += count
         return taken
 
+    def hang_up(self) -> None:
+        """Throw the peer out; what it sent and nobody has read is forgotten."""
+        self.forget_input()
+        if self._in >= 0 or self._out >= 0:
+            self._lost()
+
+    def forget_input(self) -> None:
+        """What was sent before, and not read, is of no interest any more."""
+        self._input.clear()
+
     def close(self) -> None:
         """As in the base class."""
         self.stop()
@@ -117,7 +130,7 @@ class DescriptorStream(StreamBackend):
     def _fill(self) -> bool:
         """Read once from the host; False when nothing came."""
         try:
-            data = os.read(self._in, CHUNK)
+            data = os.read(self._in, self.chunk)
         except BlockingIOError:
             return False
         except OSError:

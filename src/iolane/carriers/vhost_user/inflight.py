@@ -181,6 +181,11 @@ class InflightQueue:
             self._view[at] = 1
             self._counter = (self._counter + 1) & (1 << 64) - 1
 
+    def untake(self, head: int) -> None:
+        """The chain that was taken last is available again."""
+        if head < self.size:
+            self._view[self._entry(head)] = 0
+
     def give_back(self, head: int) -> None:
         """A chain was put into the used ring, where the driver can't see it yet."""
         if head < self.size:

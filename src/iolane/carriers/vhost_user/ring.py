@@ -29,6 +29,11 @@ class TracedRing(SplitRing):
             self.inflight.take(chain.head)
         return chain
 
+    def unpop(self, head: int) -> None:
+        super().unpop(head)
+        if self.inflight is not None:
+            self.inflight.untake(head)
+
     def push(self, head: int, written: int) -> None:
         place = self.used_index % self.size
         super().push(head, written)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -69,6 +69,8 @@ class Virtqueue:
         self.interrupts = self.suppressed = self.rejections = 0
         self._again: list[int] = []
         """Heads that were in flight elsewhere and are to be done again."""
+        self._repeated: set[int] = set()
+        """Those of them that were taken."""
         self._loaded = False
         self._depth = 0
         self._given_back = False
@@ -124,6 +126,7 @@ class Virtqueue:
         ring.close()
         self.in_flight.clear()
         self._again.clear()
+        self._repeated.clear()
         self.device.on_queue_stop(self)
         return ring.last_available
 
@@ -158,6 +161,7 @@ class Virtqueue:
         if ring is None or self.rejection is not None:
             return None
         if self._again:
+            self._repeated.add(self._again[0])
             return self._take(ring.fetch(self._again.pop(0)))
         chain = ring.pop()
         if chain is None and ring.enable_kicks():
@@ -172,11 +176,30 @@ class Virtqueue:
         self.bytes_read += chain.readable_length
         return chain
 
+    def unpop(self, chains: Sequence[Chain]) -> None:
+        """The latest `chains` that were taken, in order, are available again: there is no use for them yet.
+
+        On the readable data plane. The driver kicks for the next chain behind them.
+        """
+        for chain in reversed(chains):
+            if self.in_flight.get(chain.head) is not chain:
+                continue
+            del self.in_flight[chain.head]
+            self.chains -= 1
+            self.bytes_read -= chain.readable_length
+            if chain.head in self._repeated:
+                self._repeated.discard(chain.head)
+                self._again.insert(0, chain.head)
+            else:
+                assert isinstance(self.ring, SplitRing)
+                self.ring.unpop(chain.head)
+
     def push(self, chain: Chain, written: int = 0) -> None:
         """Give a chain back, `written` bytes of it written. Of a queue that was reset since: do nothing."""
         if self.in_flight.get(chain.head) is not chain:
             return
         del self.in_flight[chain.head]
+        self._repeated.discard(chain.head)
         with self.batch():
             if self.ring is not None and self.rejection is None:
                 self.ring.push(chain.head, written)

@@ -155,6 +155,10 @@ class SplitRing:
         self.last_available = (self.last_available + 1) & 0xFFFF
         return chain
 
+    def unpop(self, head: int) -> None:
+        """The chain that was taken last is available again, as if it had not been taken."""
+        self.last_available = (self.last_available - 1) & 0xFFFF
+
     # Descriptors (2.7.5).
 
     def fetch(self, head: int) -> Chain:
