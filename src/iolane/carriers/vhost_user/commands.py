@@ -138,7 +138,6 @@ class Commands:
         """A new area; it is used once the front end has given it back by SET_INFLIGHT_FD."""
         shape = parse(message, len(self._session.vrings))
         fd, made = make_area(shape)
-        message.fds.append(fd)  # closed behind the reply, with what a message brings
         return Reply(INFLIGHT.pack(*made) + bytes(max(len(message.payload) - INFLIGHT.size, 0)), (fd,))
 
     def set_inflight_fd(self, message: Message) -> None:

@@ -171,14 +171,16 @@ class Connection:
             if message is None:
                 return "stopped" if self._stopped else "the front end closed the connection"
             self.statistics.messages += 1
-            try:
-                self._handle(message)
-            finally:
-                message.close()
+            answer = self._handle(message)
+            if answer is None and message.flags & HeaderFlag.NEED_REPLY:
+                answer = 0
+            if answer is not None:
+                reply = Reply(U64.pack(answer)) if isinstance(answer, int) else answer
+                send_reply(self._socket, message.request, reply)
 
-    def _handle(self, message: Message) -> None:
+    def _handle(self, message: Message) -> Reply | int | None:
         try:
-            answer = self._call(message)
+            return self._call(message)
         except RefusedError as error:
             if error.rejection in ENDS_CONNECTION:
                 raise
@@ -194,11 +196,9 @@ class Connection:
             answer = self._refusal(message, EIO)
             if answer is None:
                 raise RefusedError(Rejection.UNKNOWN_REQUEST, "it failed") from error
-        if answer is None and message.flags & HeaderFlag.NEED_REPLY:
-            answer = 0
-        if answer is not None:
-            reply = Reply(U64.pack(answer)) if isinstance(answer, int) else answer
-            send_reply(self._socket, message.request, reply)
+        finally:
+            message.close()
+        return answer
 
     def _call(self, message: Message) -> Reply | int | None:
         if message.flags & HeaderFlag.REPLY:

@@ -62,7 +62,7 @@ class Message:
 
 
 class Reply:
-    """What goes back: the payload, and descriptors that stay ours."""
+    """What goes back: the payload, and descriptors, which are closed behind it."""
 
     __slots__ = ("fds", "payload")
 
@@ -120,4 +120,7 @@ def send(
 
 def send_reply(connection: socket.socket, request: int, reply: Reply) -> None:
     """Answer a request. "Bit 2 is the reply flag - needs to be sent on each reply from the back-end"."""
-    send(connection, request, reply.payload, reply.fds, flags=HeaderFlag.REPLY)
+    try:
+        send(connection, request, reply.payload, reply.fds, flags=HeaderFlag.REPLY)
+    finally:
+        close_all(reply.fds)
