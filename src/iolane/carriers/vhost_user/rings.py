@@ -68,14 +68,14 @@ class VringCommands:
         logged = bool(flags & VRING_FLAG_LOG)
         if logged:
             self._check_log(vring, log)
-        if vring.running and addresses != vring.addresses:
+        if not vring.running:
+            vring.addresses, vring.logged = addresses, logged
+            self._session.start_ready(vring)
+        elif vring.addresses is None or not addresses.same_ring(vring.addresses):
             raise RefusedError(Rejection.VRING_RUNNING, f"the addresses of ring {index}")
-        if vring.running and logged != vring.logged:
+        elif (addresses, logged) != (vring.addresses, vring.logged):
             with self._session.halted([vring]):
-                vring.logged = logged
-            return
-        vring.addresses, vring.logged = addresses, logged
-        self._session.start_ready(vring)
+                vring.addresses, vring.logged = addresses, logged
 
     def _check_log(self, vring: Vring, address: int) -> None:
         """ "The bit offset of the last byte of the ring must fall within the size supplied by

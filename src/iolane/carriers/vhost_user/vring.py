@@ -24,6 +24,14 @@ class Addresses:
     available: int
     log: int
 
+    def same_ring(self, other: Addresses) -> bool:
+        """Whether both name one place, wherever it is logged."""
+        return (self.descriptors, self.used, self.available) == (
+            other.descriptors,
+            other.used,
+            other.available,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Start:

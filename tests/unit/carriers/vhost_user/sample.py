@@ -40,6 +40,7 @@ class Sample(VirtioDevice):
         self.gate.set()
         self.seen: list[bytes] = []
         self.modes: list[int] = []
+        self.config.hook_write(SampleConfig.MODE, lambda value: self.modes.append(int(value)))
         self.refuse = False
         self.ready = 0
 
@@ -52,9 +53,6 @@ class Sample(VirtioDevice):
 
     def on_driver_ok(self) -> None:
         self.ready += 1
-
-    def on_config_write(self, offset: int, length: int) -> None:
-        self.modes.append(int(self.config.MODE))
 
     def on_queue_start(self, queue: Virtqueue) -> None:
         if self.refuse:
