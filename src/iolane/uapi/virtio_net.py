@@ -8,7 +8,7 @@ import struct
 from enum import IntEnum, IntFlag
 
 HEADER = struct.Struct("<BBHHHHH")
-"""struct virtio_net_hdr_v1: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers (5.1.6)"""
+"""struct virtio_net_hdr_v1: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers"""
 
 
 class HeaderFlag(IntFlag):

@@ -1,9 +1,9 @@
 """Network back ends: what a network device is plugged into.
 
-A device pulls: `receive` when it has room for a packet, `send` when it has one; neither ever blocks. What could
-not be done at once is announced by one call of the `notify` given to `start`, upon which the device, under its
-lock, calls `service()` and tries again. So all of a back end runs under the device's lock, and nothing is
-buffered without bound.
+A device pulls: `receive` when it has room for a packet, `send` when it has one; neither ever blocks. What
+could not be done at once is announced by one call of the `notify` given to `start`, upon which the device,
+under its lock, calls `service()` and tries again. So all of a back end runs under the device's lock, and
+nothing is buffered without bound.
 
 A packet is a header, struct virtio_net_hdr_v1 (virtio 1.3, 5.1.6), and an Ethernet frame. A back end without
 offloads only ever sees, and gives, headers of zeroes.
@@ -76,7 +76,7 @@ class NetBackend(ABC):
         return None
 
     def start(self, notify: Notify) -> None:
-        """Begin to announce changes. `notify(queue)` may come from another thread, without the device's lock."""
+        """Begin to announce changes. `notify(queue)` may come from another thread, without the lock."""
         self._notify = notify
 
     def service(self) -> None:

@@ -1,7 +1,7 @@
 """passt as the unprivileged network: the guest's packets become sockets of this user (passt(1)).
 
-It runs as a process at the other end of a socket pair, and ends with it. passt hands out addresses by DHCP and
-router advertisements; the guest reaches the host's loopback at the gateway's address.
+It runs as a process at the other end of a socket pair, and ends with it. passt hands out addresses by DHCP
+and router advertisements; the guest reaches the host's loopback at the gateway's address.
 """
 
 from __future__ import annotations

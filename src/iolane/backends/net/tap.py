@@ -1,4 +1,4 @@
-"""A tap: a network interface of the host whose other end is the guest (Linux, Documentation/networking/tuntap).
+"""A tap: a network interface of the host whose other end is the guest (Linux, networking/tuntap).
 
 Its packets carry the header of virtio's, so that checksums and segmentation can be left to the host's kernel,
 or to the guest.
@@ -234,7 +234,9 @@ def _set_up(interface: str) -> None:
 
 
 def _failure(interface: str, existed: bool, error: OSError) -> IolaneError:
-    make = f"sudo ip tuntap add dev {interface} mode tap user $USER multi_queue && sudo ip link set {interface} up"
+    make = (
+        f"sudo ip tuntap add dev {interface} mode tap user $USER multi_queue; sudo ip link set {interface} up"
+    )
     if error.errno in (errno.EPERM, errno.EACCES):
         what = "is another user's" if existed else "does not exist, and may not be made"
         return IolaneError(f"the tap {interface} {what}", remedy=make)

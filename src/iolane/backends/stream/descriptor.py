@@ -11,9 +11,7 @@ from iolane.backends.stream.base import Notify, StreamBackend
 from iolane.errors import IolaneError
 
 CHUNK = 4096
-"""Bytes asked of the host at a time, unless `chunk` says otherwise. What the device did not want yet waits in the
-stream.
-"""
+"""Bytes asked of the host at a time, unless `chunk` says otherwise; the rest of them waits in the stream."""
 KEPT_AFTER_LOSS = 1 << 20
 """Input still read from a peer that has closed its reading side."""
 
