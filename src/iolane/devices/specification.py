@@ -5,15 +5,25 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from enum import StrEnum
 
 import msgspec
 
 from iolane.errors import IolaneError
 
+
+class Carrier(StrEnum):
+    """What may carry a device to a guest that another process runs."""
+
+    VFIO_USER = "vfio-user"
+    VHOST_USER = "vhost-user"
+
+
 ENGINE_KEYS = {
     "id": "the device's name in this machine",
     "process": "own: the device gets a process of its own; shared (default): one for all devices",
-    "socket": "the vfio-user socket of a device that another process serves",
+    "socket": "the socket of a device that another process serves",
+    "carrier": "vfio-user or vhost-user; by default vhost-user for block and net, else vfio-user",
 }
 """Keys that belong to whoever runs the device; everything else is an option of the device."""
 
@@ -31,6 +41,8 @@ class DeviceSpecification(msgspec.Struct, frozen=True, kw_only=True):
     id: str | None = None
     own_process: bool = False
     socket: str | None = None
+    carrier: Carrier | None = None
+    """None: what the name says, see `iolane.devices.registry.carrier_of`."""
 
     def device_text(self) -> str:
         """The device alone, as its own process is told to serve it."""
@@ -72,6 +84,7 @@ def parse(text: str) -> DeviceSpecification:
         id=engine.get("id"),
         own_process=engine.get("process") == "own",
         socket=engine.get("socket"),
+        carrier=Carrier(engine["carrier"]) if "carrier" in engine else None,
     )
 
 
@@ -83,6 +96,11 @@ def _check(text: str, name: str, options: dict[str, list[str]], engine: dict[str
         )
     if engine.get("process", "own") not in ("own", "shared"):
         raise IolaneError(f"device '{text}': process is own or shared, not '{engine['process']}'")
+    if engine.get("carrier", Carrier.VFIO_USER) not in tuple(Carrier):
+        raise IolaneError(
+            f"device '{text}': no carrier is called '{engine['carrier']}'",
+            remedy=suggestion(engine["carrier"], Carrier),
+        )
     if "socket" not in engine:
         if not name:
             raise IolaneError(
@@ -96,6 +114,11 @@ def _check(text: str, name: str, options: dict[str, list[str]], engine: dict[str
         raise IolaneError(
             f"device '{text}': {given} can't be given with socket=, the device is served elsewhere",
             remedy="give the options to its `iolane serve`",
+        )
+    if engine.get("carrier") == Carrier.VHOST_USER and not name:
+        raise IolaneError(
+            f"device '{text}': QEMU must know what kind of device a vhost-user socket is",
+            remedy=f"write block,{text} or net,{text}",
         )
 
 
