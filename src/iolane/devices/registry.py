@@ -44,6 +44,7 @@ BUILT_IN = {
 VIRTIO = {
     "block": "iolane.devices.virtio.block:Block",
     "console": "iolane.devices.virtio.console:Console",
+    "net": "iolane.devices.virtio.net:BareNet",
     "rng": "iolane.devices.virtio.rng:Rng",
 }
 """Names of virtio devices as they are without PCI: what vhost-user carries."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from iolane.backends.net import Capture, NetBackend, PasstNet, Tap, open_peer
+from iolane.backends.net import Capture, NetBackend
 from iolane.devices.virtio.net.device import Net
-from iolane.errors import IolaneError
+from iolane.devices.virtio.net.network import open_network
 from iolane.model.pci import Presentation
 from iolane.model.virtio.pci import VirtioPci
 
@@ -67,20 +67,3 @@ class NetFunction(VirtioPci):
                 network.close()
             raise
         net.start()
-
-
-def open_network(
-    tap: str | None, peer: str | None, passt: bool, forward: list[str] | tuple[str, ...], queues: int
-) -> NetBackend:
-    """The one network that is named. Raises IolaneError."""
-    if (tap is not None) + (peer is not None) + passt != 1:
-        raise IolaneError(
-            "a network device needs one network", remedy="add tap=NAME, peer=unix:PATH or passt=on"
-        )
-    if forward and not passt:
-        raise IolaneError("only passt forwards ports", remedy="add passt=on, or leave forward= out")
-    if tap is not None:
-        return Tap(tap, queues=queues)
-    if peer is not None:
-        return open_peer(peer)
-    return PasstNet(forward=forward)
