@@ -6,6 +6,8 @@ import os
 import signal
 from types import FrameType
 
+from iolane.operations.interruption import INTERRUPTION
+
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -26,9 +28,7 @@ def install() -> None:
 def _unwind(number: int, frame: FrameType | None) -> None:
     for each in ENDING:
         signal.signal(each, _wait)
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise Terminated(number)
+    INTERRUPTION.arrive(KeyboardInterrupt() if number == signal.SIGINT else Terminated(number))
 
 
 def _wait(number: int, frame: FrameType | None) -> None:

@@ -29,6 +29,7 @@ from iolane.devices.specification import DeviceSpecification, parse
 from iolane.errors import IolaneError
 from iolane.model.workers import Workers
 from iolane.operations.device_process import DeviceProcess
+from iolane.operations.interruption import INTERRUPTION
 from iolane.operations.served_device import ServedDevice
 from iolane.operations.tracing import TraceRequest
 
@@ -74,15 +75,21 @@ class DeviceServers:
         return [endpoint.served for endpoint in self.endpoints if endpoint.served is not None]
 
     def __enter__(self) -> DeviceServers:
-        with self._stack as stack:
-            self._start(stack)
-            self._stack = stack.pop_all()
+        try:
+            self._start(self._stack)
+        except BaseException:
+            self._close()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        self._close()
+
+    def _close(self) -> None:
+        with INTERRUPTION.held():  # half of it done would leave the other half behind
+            self._stack.close()
 
     def reports(self) -> list[DeviceReport]:
         """Every device as it is now, but those that others serve."""
@@ -94,23 +101,26 @@ class DeviceServers:
         ]
 
     def _start(self, stack: ExitStack) -> None:
-        folder = stack.enter_context(RunDirectory()).path
+        with INTERRUPTION.held():
+            folder = stack.enter_context(RunDirectory()).path
         workers: Workers | None = None
         for specification in self._wanted:
             name = specification.id or ""
             socket = self._socket or folder / f"{name}.sock"
-            if specification.socket is not None:
-                self.endpoints.append(Endpoint(name, _check_served(specification)))
-            elif specification.own_process:
-                process = DeviceProcess(specification.device_text(), name, check_socket_path(socket))
-                stack.callback(process.stop)
-                self.endpoints.append(Endpoint(name, socket, process=process))
-            else:
-                workers = workers or stack.enter_context(Workers(name="device"))
-                served = self._serve(stack, specification, socket.absolute(), workers)
-                self.endpoints.append(Endpoint(name, socket, served=served))
+            with INTERRUPTION.held():
+                if specification.socket is not None:
+                    self.endpoints.append(Endpoint(name, _check_served(specification)))
+                elif specification.own_process:
+                    process = DeviceProcess(specification.device_text(), name, check_socket_path(socket))
+                    stack.callback(process.stop)
+                    self.endpoints.append(Endpoint(name, socket, process=process))
+                else:
+                    workers = workers or stack.enter_context(Workers(name="device"))
+                    served = self._serve(stack, specification, socket.absolute(), workers)
+                    self.endpoints.append(Endpoint(name, socket, served=served))
         if self.served:
-            stack.enter_context(ControlServer(self.served))
+            with INTERRUPTION.held():
+                stack.enter_context(ControlServer(self.served))
         for endpoint in self.endpoints:
             if endpoint.process is not None:
                 endpoint.process.wait_ready()
