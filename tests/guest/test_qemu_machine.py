@@ -220,7 +220,7 @@ def test_plug_unplug_and_a_server_that_dies(machine: QemuMachine, tmp_path: Path
         machine.plug(device)
         _in_guest(machine, "0x11e8", present=True)
         with pytest.raises(IolaneError, match="silently drop the state of edu"):
-            machine.migrate("tcp:elsewhere:1")
+            machine.migrate_to(QemuMachine(MachineConfig(incoming=True)))
         machine.unplug("edu")
 
 

@@ -284,7 +284,7 @@ def test_unplugging_msix_is_refused_with_the_way_out(guest: Guest) -> None:
 
 def test_migration_is_refused(guest: Guest) -> None:
     with pytest.raises(IolaneError, match=r"drop the state of .*edu") as refusal:
-        guest.machine.migrate("unix:/tmp/nowhere")
+        guest.machine.migrate_to(QemuMachine(MachineConfig(incoming=True)))
     assert refusal.value.remedy
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
+from iolane.engines.qemu.vhost_user import VhostUserDevice
 from iolane.errors import IolaneError
 
 QUICK_BOOT = (
@@ -47,6 +48,10 @@ class VfioUserDevice:
     """The root port it sits behind; by default the first free one."""
     posted_writes: bool = True
 
+    def arguments(self, port: str) -> list[str]:
+        """Of the command line."""
+        return ["-device", json.dumps(self.properties(port))]
+
     def properties(self, port: str) -> dict[str, object]:
         """The properties of QEMU's vfio-user-pci."""
         properties: dict[str, object] = {
@@ -60,6 +65,10 @@ class VfioUserDevice:
         if not self.posted_writes:
             properties["x-no-posted-writes"] = True
         return properties
+
+
+MachineDevice = VfioUserDevice | VhostUserDevice
+"""A device that another process serves."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +85,14 @@ class Hardware:
     cpu_model: str | None = None
     iommu: bool = False
     ports: int = 8
-    devices: Sequence[VfioUserDevice] = ()
+    devices: Sequence[MachineDevice] = ()
     kernel: Path | None = None
     initrd: Path | None = None
     append: Sequence[str] = ()
     quick: bool = True
     paused: bool = False
+    incoming: bool = False
+    """Wait for another machine's state."""
     reboot_stops: bool = True
     extra: Sequence[str] = field(default_factory=tuple)
 
@@ -94,7 +105,7 @@ def kernel_parameters(hardware: Hardware) -> list[str]:
     return [*words, *hardware.append]
 
 
-def place_devices(devices: Sequence[VfioUserDevice], ports: int) -> list[VfioUserDevice]:
+def place_devices(devices: Sequence[MachineDevice], ports: int) -> list[MachineDevice]:
     """Each device with its root port."""
     names = [f"{PORT_PREFIX}{number}" for number in range(1, ports + 1)]
     chosen = [device.port for device in devices if device.port is not None]
@@ -163,7 +174,7 @@ def _pci(hardware: Hardware) -> list[str]:
         arguments += ["-device", port]
     for device in place_devices(hardware.devices, hardware.ports):
         assert device.port is not None
-        arguments += ["-device", json.dumps(device.properties(device.port))]
+        arguments += device.arguments(device.port)
     return arguments
 
 
@@ -180,4 +191,6 @@ def _boot(hardware: Hardware) -> list[str]:
         arguments += ["-action", "reboot=shutdown"]
     if hardware.paused:
         arguments.append("-S")
+    if hardware.incoming:
+        arguments += ["-incoming", "defer"]
     return arguments

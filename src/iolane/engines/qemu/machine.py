@@ -15,11 +15,12 @@ from typing import Self
 
 from iolane.engines.qemu.agent import AgentError, AgentLostError, CommandResult, GuestAgent, OutputFunction
 from iolane.engines.qemu.cache import Cache
-from iolane.engines.qemu.command_line import Accelerator, Hardware, VfioUserDevice
+from iolane.engines.qemu.command_line import Accelerator, Hardware, MachineDevice
 from iolane.engines.qemu.console import Console
 from iolane.engines.qemu.initramfs import InitramfsContent, build_initramfs
 from iolane.engines.qemu.kernel import Flavour, GuestKernel, debian_kernel, own_kernel
 from iolane.engines.qemu.launch import Running
+from iolane.engines.qemu.migration import Migration, migrate
 from iolane.engines.qemu.probe import choose_accelerator
 from iolane.engines.qemu.provision import Qemu, obtain_qemu
 from iolane.engines.qemu.qmp import Qmp, QmpLostError
@@ -46,7 +47,7 @@ class MachineConfig:
     name: str = "iolane"
     memory_mib: int = 512
     cpus: int = 1
-    devices: Sequence[VfioUserDevice] = ()
+    devices: Sequence[MachineDevice] = ()
     kernel: GuestKernel | Path | Flavour | None = Flavour.CLOUD
     """A Debian flavour, an own image, or None: the firmware boots from a device (see `bootindex`)."""
     initrd: Path | None = None
@@ -73,6 +74,8 @@ class MachineConfig:
     qemu: Qemu | None = None
     extra_arguments: Sequence[str] = ()
     paused: bool = False
+    incoming: bool = False
+    """Wait for the guest of another machine with the same hardware, see `migrate_to`."""
 
     @property
     def has_agent(self) -> bool:
@@ -113,7 +116,7 @@ class QemuMachine:
             raise IolaneError(f"machine {self.config.name} is started already")
         try:
             self._launch()
-            if self.config.has_agent and not self.config.paused:
+            if self.config.has_agent and not self.config.paused and not self.config.incoming:
                 self.wait_agent()
         except BaseException:
             self.stop()
@@ -227,7 +230,7 @@ class QemuMachine:
 
     # -- devices ------------------------------------------------------------------------------------------
 
-    def plug(self, device: VfioUserDevice) -> None:
+    def plug(self, device: MachineDevice) -> None:
         """Plugs a device (its server must be listening) into a free root port of the running machine."""
         self._slots_now().plug(device)
 
@@ -237,12 +240,20 @@ class QemuMachine:
         Refused for a device with MSI-X: QEMU would abort (facts: defect 1 of QEMU 11)."""
         self._slots_now().unplug(identity, timeout)
 
-    def migrate(self, destination: str) -> None:
-        """Refused while there are vfio-user devices: QEMU would drop their state without a word."""
+    def migrate_to(self, destination: QemuMachine, timeout: float = 120.0) -> Migration:
+        """Moves the guest, while it runs, to a machine that was started for it (`incoming`); ends this one.
+
+        Refused while there are vfio-user devices: QEMU would drop their state without a word."""
         self._slots_now().refuse_migration()
-        raise IolaneError(
-            "migration is not implemented by the engine qemu", remedy="shut down and start anew"
-        )
+        if not destination.config.incoming:
+            raise IolaneError(
+                f"machine {destination.config.name} does not wait for a guest",
+                remedy="start it with incoming=True",
+            )
+        with self._lock:
+            moved = migrate(self.qmp, destination.qmp, timeout)
+            self.stop()
+        return moved
 
     def dead_servers(self) -> list[DeadServer]:
         """The devices whose server has gone."""
@@ -278,6 +289,7 @@ class QemuMachine:
             append=[*(["iolane.shell"] if config.shell else []), *config.append.split()],
             quick=config.quick,
             paused=config.paused,
+            incoming=config.incoming,
             reboot_stops=config.reboot_stops,
             extra=config.extra_arguments,
         )

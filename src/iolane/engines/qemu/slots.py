@@ -7,10 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from iolane.engines.qemu.command_line import PORT_PREFIX, VfioUserDevice, place_devices
+from iolane.engines.qemu.command_line import PORT_PREFIX, MachineDevice, VfioUserDevice, place_devices
 from iolane.engines.qemu.descriptors import connected_peers
 from iolane.engines.qemu.guard import ServerGuard
 from iolane.engines.qemu.qmp import Qmp, QmpError
+from iolane.engines.qemu.vhost_user import VhostUserDevice
 from iolane.errors import IolaneError
 
 _DEATH_MESSAGES = ("failed to read header", "server closed socket", "Connection reset by peer", "Broken pipe")
@@ -47,7 +48,7 @@ class DeadServer:
 class Slots:
     """Plugging and unplugging, each waited for."""
 
-    def __init__(self, qmp: Qmp, pid: int, ports: int, devices: Sequence[VfioUserDevice]) -> None:
+    def __init__(self, qmp: Qmp, pid: int, ports: int, devices: Sequence[MachineDevice]) -> None:
         self._qmp = qmp
         self._pid = pid
         self._ports = ports
@@ -61,11 +62,11 @@ class Slots:
         self._looked = 0.0
 
     @property
-    def plugged(self) -> list[VfioUserDevice]:
+    def plugged(self) -> list[MachineDevice]:
         """What is plugged in, by our own account."""
         return list(self._plugged.values())
 
-    def plug(self, device: VfioUserDevice) -> None:
+    def plug(self, device: MachineDevice) -> None:
         """Plugs a device into its port, or the first free one."""
         with self._lock:
             if device.id in self._plugged:
@@ -78,7 +79,10 @@ class Slots:
                 raise IolaneError(what, remedy="unplug a device, or start the machine with more `ports`")
             check_listening(device)
             try:
-                self._qmp.execute("device_add", 30.0, **device.properties(port))
+                if isinstance(device, VhostUserDevice):
+                    device.plug(self._qmp, port)
+                else:
+                    self._qmp.execute("device_add", 30.0, **device.properties(port))
             except QmpError as error:
                 raise IolaneError(
                     f"device {device.id} cannot be plugged in: {error.message}",
@@ -87,7 +91,9 @@ class Slots:
             self._plugged[device.id] = replace(device, port=port)
             self._plugged_in(device)
 
-    def _plugged_in(self, device: VfioUserDevice) -> None:
+    def _plugged_in(self, device: MachineDevice) -> None:
+        if isinstance(device, VhostUserDevice):
+            return  # QEMU owns its function, and connects again when its server comes back
         self._told.discard(device.id)
         self._with_msix.discard(device.id)
         if self.has_msix(device.id):
@@ -102,7 +108,8 @@ class Slots:
                     f"no device {identity} is plugged in",
                     remedy=f"there are: {', '.join(self._plugged) or 'none'}",
                 )
-            if self.has_msix(identity):
+            device = self._plugged[identity]
+            if isinstance(device, VfioUserDevice) and self.has_msix(identity):
                 raise IolaneError(
                     f"unplugging {identity} is refused: it presents MSI-X, and QEMU aborts when a "
                     "vfio-user device with MSI-X is removed",
@@ -130,7 +137,10 @@ class Slots:
                     f"the guest refuses to let go of {identity}", remedy="stop using it in the guest"
                 )
             del self._plugged[identity]
-            self._guard.forget(identity)
+            if isinstance(device, VhostUserDevice):
+                device.forget(self._qmp)
+            else:
+                self._guard.forget(identity)
 
     def close(self) -> None:
         """Lets go of the servers."""
@@ -144,9 +154,10 @@ class Slots:
 
     def refuse_migration(self) -> None:
         """QEMU's vfio-user-pci neither migrates its state nor blocks the migration."""
-        if self._plugged:
+        lost = [device.id for device in self.plugged if isinstance(device, VfioUserDevice)]
+        if lost:
             raise IolaneError(
-                f"migrating is refused: QEMU would silently drop the state of {', '.join(self._plugged)}",
+                f"migrating is refused: QEMU would silently drop the state of {', '.join(lost)}",
                 remedy="unplug these devices first, or shut the guest down and start it on the other side",
             )
 
@@ -178,7 +189,7 @@ class Slots:
         return [
             DeadServer(device, device.id not in self._with_msix)
             for device in self.plugged
-            if str(device.socket.absolute()) not in alive
+            if isinstance(device, VfioUserDevice) and str(device.socket.absolute()) not in alive
         ]
 
     def refuse_reset(self) -> None:
@@ -192,8 +203,8 @@ class Slots:
             )
 
 
-def check_listening(device: VfioUserDevice) -> None:
-    """Refuses a device whose server is not there; QEMU connects once, when the device is made."""
+def check_listening(device: MachineDevice) -> None:
+    """Refuses a device whose server is not there; QEMU connects when the device is made."""
     if not device.socket.is_socket():
         raise IolaneError(
             f"nobody listens at {device.socket} for device {device.id}", remedy="start its server first"
