@@ -21,6 +21,11 @@ class SignalKind(StrEnum):
 
     EVENTFD = "eventfd"
     PIPE = "pipe"
+    SOCKET = "socket"
+
+
+SIGNAL_KINDS = {"pipe": SignalKind.PIPE, "socket": SignalKind.SOCKET}
+"""By what /proc calls them."""
 
 
 def close_all(fds: Sequence[int]) -> None:
@@ -48,15 +53,15 @@ def send_message(connection: socket.socket, message: bytes, fds: Sequence[int] =
 
 
 def prepare_signal(fd: int, *kinds: SignalKind) -> SignalKind:
-    """Make a peer's eventfd (or, where it is among `kinds`, its pipe) safe to read and write: never blocking.
+    """Make a peer's eventfd (or what else is among `kinds`) safe to read and write: never blocking.
 
     Raises:
         IolaneError: it is something else; reading or writing it might block, or do anything.
     """
     try:
         target = os.readlink(f"/proc/self/fd/{fd}")
-        kind = SignalKind.EVENTFD if target == "anon_inode:[eventfd]" else None
-        kind = SignalKind.PIPE if target.startswith("pipe:[") else kind
+        kind = SIGNAL_KINDS.get(target.partition(":[")[0] if target.endswith("]") else "")
+        kind = SignalKind.EVENTFD if target == "anon_inode:[eventfd]" else kind
         if kind is None or kind not in kinds:
             raise IolaneError(f"this descriptor must be {' or '.join(kinds)}, not {target}")
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)

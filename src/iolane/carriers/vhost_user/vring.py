@@ -66,7 +66,8 @@ class Vring:
     Attributes:
         queue: the device's side.
         size, base: set by the front end; 0 and 0 before.
-        kick, call_fd, error_fd: descriptors of the front end's, or None. They are eventfds, or pipes.
+        kick, call_fd, error_fd: descriptors of the front end's, or None. They are eventfds, pipes or
+            sockets.
         polled: the front end gives no kick and wants the ring to be looked at.
         enabled: SET_VRING_ENABLE said so, or protocol features were not negotiated.
         running: the data plane serves it.
@@ -148,5 +149,5 @@ def _close(fd: int | None) -> None:
         os.close(fd)
 
 
-SIGNALS = (SignalKind.EVENTFD, SignalKind.PIPE)
-"""What kick, call and error may be; User Mode Linux calls by a pipe."""
+SIGNALS = (SignalKind.EVENTFD, SignalKind.PIPE, SignalKind.SOCKET)
+"""What kick, call and error may be. User Mode Linux is called by a socket, as eventfds raise no SIGIO."""
