@@ -44,6 +44,18 @@ def run(
             "--device", metavar="DEVICE", help="NAME[,key=value...] or FILE.py:CLASS[,...]; may be repeated."
         ),
     ] = None,
+    disk: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--disk",
+            metavar="FILE[,lane=LANE]",
+            help="An image; lane paravirtual (virtio, default) or emulated (NVMe); may be repeated.",
+        ),
+    ] = None,
+    net: Annotated[
+        list[str] | None,
+        typer.Option("--net", metavar="NET", help="tap=NAME, passt or none (default); may be repeated."),
+    ] = None,
     kernel: Annotated[
         str,
         typer.Option(
@@ -98,8 +110,14 @@ def run(
     is a line for the guest's shell, several are a command with its arguments. Without a command the terminal
     is the guest's console; Ctrl-] ends it.
 
+    --disk and --net are short for the usual --device: for an image block (by vhost-user) or nvme (by
+    vfio-user), for a network net (by vhost-user). They take that device's other keys: FILE,read_only=on.
+
     \b
     Examples:
+      iolane run --disk disk.raw -- cat /proc/partitions
+      iolane run --disk disk.raw,lane=emulated -- cat /proc/partitions
+      iolane run --net tap=tap0 -- 'ifconfig eth0 10.0.0.2 && ping -c 1 10.0.0.1'
       iolane run --device examples/adder.py:Adder
       iolane run --device nvme,image=disk.raw -- cat /proc/partitions
       iolane run --device nvme,image=disk.raw --json -- 'md5sum < /dev/nvme0n1'
@@ -107,10 +125,13 @@ def run(
     """
     from iolane.engines.qemu.command_line import Accelerator
     from iolane.operations.run import UNLIMITED, RunRequest, run_command, run_console
+    from iolane.operations.shorthand import disk_device, net_devices
     from iolane.operations.tracing import parse_trace
 
+    disks = [disk_device(text) for text in disk or []]
+    networks = [device for text in net or [] for device in net_devices(text)]
     request = RunRequest(
-        devices=device or [],
+        devices=[*(device or []), *disks, *networks],
         command=command or [],
         kernel=kernel,
         kernel_modules=kernel_modules,

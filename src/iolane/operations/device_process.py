@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from iolane.devices.registry import carrier_of
+from iolane.devices.specification import DeviceSpecification
 from iolane.errors import IolaneError
 
 _PATIENCE = 10.0
@@ -18,12 +20,13 @@ _PATIENCE = 10.0
 class DeviceProcess:
     """`iolane serve` as a child. It ends with its parent, even when that is killed: it holds a pipe's end."""
 
-    def __init__(self, device: str, name: str, socket: Path) -> None:
+    def __init__(self, device: DeviceSpecification, name: str, socket: Path) -> None:
         self.name = name
         self.socket = socket
         self._log = socket.with_suffix(".log")
         lifeline, self._lifeline = os.pipe()
-        command = [sys.executable, "-m", "iolane", "serve", device]
+        command = [sys.executable, "-m", "iolane", "serve", device.device_text()]
+        command += ["--carrier", carrier_of(device)]
         command += ["--socket", str(socket), "--name", name, "--lifeline", str(lifeline), "--json"]
         try:
             with self._log.open("wb") as log:

@@ -17,14 +17,15 @@ from iolane.carriers.control import DeviceReport
 from iolane.devices.specification import parse
 from iolane.engines.qemu.agent import Type
 from iolane.engines.qemu.cache import Cache, Report
-from iolane.engines.qemu.command_line import Accelerator, VfioUserDevice
+from iolane.engines.qemu.command_line import Accelerator, MachineDevice, VfioUserDevice
 from iolane.engines.qemu.initramfs import InitramfsContent
 from iolane.engines.qemu.kernel import Flavour, GuestKernel, build_module, debian_kernel, own_kernel
 from iolane.engines.qemu.machine import MachineConfig, QemuMachine
 from iolane.engines.qemu.probe import choose_accelerator
 from iolane.engines.qemu.provision import Qemu, obtain_qemu
+from iolane.engines.qemu.vhost_user import VhostUserDevice
 from iolane.errors import IolaneError
-from iolane.operations.serving import DeviceServers
+from iolane.operations.serving import DeviceServers, Endpoint, images_in_use
 from iolane.operations.terminal import ESCAPE_NAME, interact, require_terminal
 from iolane.operations.tracing import TraceRequest
 
@@ -34,7 +35,13 @@ TIMED_OUT = 124
 """Exit code of a command that ran out of time, as timeout(1) has it."""
 SHUTDOWN_LIMIT = 20.0
 """Seconds for a guest to power itself off; then it is ended."""
-STOCK_DRIVERS = {"nvme": "nvme"}
+STOCK_DRIVERS = {
+    "nvme": ("nvme",),
+    "block": ("virtio_pci", "virtio_blk"),
+    "net": ("virtio_pci", "virtio_net"),
+    "console": ("virtio_pci", "virtio_console"),
+    "rng": ("virtio_pci", "virtio-rng"),
+}
 """Modules that devices of these names need where the kernel does not hold them."""
 
 
@@ -160,6 +167,8 @@ def machine_with_devices(
                 f"there is no device '{request.boot}' to boot from",
                 remedy=f"there are: {', '.join(names) or 'none'}",
             )
+        if in_use := images_in_use(servers):
+            raise in_use[0]
         if interactive:
             require_terminal()
         engine = choose_engine(request, cache)
@@ -207,12 +216,7 @@ def _config(
     return MachineConfig(
         memory_mib=request.memory_mib,
         cpus=request.cpus,
-        devices=[
-            VfioUserDevice(
-                endpoint.name, endpoint.socket, bootindex=1 if endpoint.name == request.boot else None
-            )
-            for endpoint in servers.endpoints
-        ],
+        devices=[machine_device(endpoint, request.boot) for endpoint in servers.endpoints],
         kernel=kernel,
         initrd=request.initrd,
         content=_content(request, kernel, cache),
@@ -223,6 +227,17 @@ def _config(
         accelerator=engine.accelerator,
         qemu=engine.qemu,
         console_log=request.console_log,
+    )
+
+
+def machine_device(endpoint: Endpoint, boot: str | None = None) -> MachineDevice:
+    """What the machine connects to an endpoint with; the firmware boots from the one named `boot`."""
+    bootindex = 1 if endpoint.name == boot else None
+    kind = endpoint.virtio
+    if kind is None:
+        return VfioUserDevice(endpoint.name, endpoint.socket, bootindex=bootindex)
+    return VhostUserDevice(
+        endpoint.name, endpoint.socket, kind.type, kind.queues, kind.queue_size, bootindex=bootindex
     )
 
 
@@ -239,7 +254,7 @@ def _content(request: RunRequest, kernel: GuestKernel | None, cache: Cache) -> I
     names = [module for module in request.modules if not _is_file(module)]
     if kernel.modules is not None:
         kinds = {parse(device).name for device in request.devices}
-        names += [driver for kind, driver in STOCK_DRIVERS.items() if kind in kinds]
+        names += [driver for kind, drivers in STOCK_DRIVERS.items() if kind in kinds for driver in drivers]
     files = [Path(module) for module in request.modules if _is_file(module)]
     built = [file if file.suffix == ".ko" else build_module(kernel, file, cache) for file in files]
     return InitramfsContent(modules=names, extra_modules=built)

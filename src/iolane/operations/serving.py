@@ -1,8 +1,7 @@
-"""Serving devices: from what the user wrote to vfio-user sockets that a machine connects to."""
+"""Serving devices: from what the user wrote to sockets that a machine connects to."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import select
@@ -24,22 +23,40 @@ from iolane.carriers.control import (
     serving,
 )
 from iolane.carriers.vfio_user import VfioUserServer
-from iolane.devices.registry import create
-from iolane.devices.specification import DeviceSpecification, parse
+from iolane.carriers.vhost_user import VhostUserServer
+from iolane.devices.registry import carrier_of, create, create_virtio, resolve_virtio
+from iolane.devices.specification import Carrier, DeviceSpecification, parse
+from iolane.devices.virtio.block import Block
 from iolane.errors import IolaneError
+from iolane.model.virtio import VirtioDevice
 from iolane.model.workers import Workers
 from iolane.operations.device_process import DeviceProcess
 from iolane.operations.interruption import INTERRUPTION
 from iolane.operations.served_device import ServedDevice
+from iolane.operations.served_virtio import ServedVirtio
 from iolane.operations.tracing import TraceRequest
+from iolane.uapi.virtio import DeviceType
+
+Served = ServedDevice | ServedVirtio
+
+
+class VirtioKind(msgspec.Struct, frozen=True):
+    """What a vhost-user front end has to know of the device at the other end."""
+
+    type: DeviceType
+    queues: int = 1
+    """As the user counts them: request queues of a disk, pairs of a network device."""
+    queue_size: int | None = None
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """A vfio-user socket a machine connects to, and what is behind it."""
+    """A socket a machine connects to, and what is behind it."""
 
     name: str
     socket: Path
-    served: ServedDevice | None = None
+    virtio: VirtioKind | None = None
+    """What the machine's front end is told, where vhost-user carries the device; None for vfio-user."""
+    served: Served | None = None
     """The device, where this process serves it."""
     process: DeviceProcess | None = None
     """Its own process, where it has one."""
@@ -52,6 +69,7 @@ class DeviceServers:
         devices: what the user wrote for each.
         socket: where the only device is served; else each gets a socket in a private folder.
         name: the only device's name, where the user gave none.
+        carrier: for devices that name none.
         trace: what to trace from the start, to stderr.
     """
 
@@ -61,16 +79,18 @@ class DeviceServers:
         *,
         socket: Path | None = None,
         name: str | None = None,
+        carrier: Carrier | None = None,
         trace: TraceRequest | None = None,
     ) -> None:
-        self._wanted = _named([parse(device) for device in devices], name)
+        wanted = [_carried(parse(device), carrier) for device in devices]
+        self._wanted = _named(wanted, name)
         self._socket = socket
         self._trace = trace
         self._stack = ExitStack()
         self.endpoints: list[Endpoint] = []
 
     @property
-    def served(self) -> list[ServedDevice]:
+    def served(self) -> list[Served]:
         """The devices that this process serves itself."""
         return [endpoint.served for endpoint in self.endpoints if endpoint.served is not None]
 
@@ -109,15 +129,14 @@ class DeviceServers:
             socket = self._socket or folder / f"{name}.sock"
             with INTERRUPTION.held():
                 if specification.socket is not None:
-                    self.endpoints.append(Endpoint(name, _check_served(specification)))
+                    self.endpoints.append(Endpoint(name, _check_served(specification), _kind(specification)))
                 elif specification.own_process:
-                    process = DeviceProcess(specification.device_text(), name, check_socket_path(socket))
+                    process = DeviceProcess(specification, name, check_socket_path(socket))
                     stack.callback(process.stop)
-                    self.endpoints.append(Endpoint(name, socket, process=process))
+                    self.endpoints.append(Endpoint(name, socket, _kind(specification), process=process))
                 else:
                     workers = workers or stack.enter_context(Workers(name="device"))
-                    served = self._serve(stack, specification, socket.absolute(), workers)
-                    self.endpoints.append(Endpoint(name, socket, served=served))
+                    self.endpoints.append(self._serve(stack, specification, socket.absolute(), workers))
         if self.served:
             with INTERRUPTION.held():
                 stack.enter_context(ControlServer(self.served))
@@ -127,15 +146,50 @@ class DeviceServers:
 
     def _serve(
         self, stack: ExitStack, specification: DeviceSpecification, socket: Path, workers: Workers
-    ) -> ServedDevice:
+    ) -> Endpoint:
         check_socket_path(socket)
-        device = create(specification)
-        stack.callback(device.close)
-        server = stack.enter_context(VfioUserServer(device, socket, workers=workers))
-        served = ServedDevice(device.name, device, server, socket)
+        kind: VirtioKind | None = None
+        served: Served
+        if carrier_of(specification) is Carrier.VHOST_USER:
+            virtio = create_virtio(specification)
+            stack.callback(virtio.close)
+            kind = _kind_of(virtio)
+            vhost_user = stack.enter_context(VhostUserServer(virtio, socket, workers=workers))
+            served = ServedVirtio(virtio.name, virtio, vhost_user, socket)
+        else:
+            device = create(specification)
+            stack.callback(device.close)
+            server = stack.enter_context(VfioUserServer(device, socket, workers=workers))
+            served = ServedDevice(device.name, device, server, socket)
         if self._trace is not None:
             stack.callback(served.trace_to_stderr(self._trace))
-        return served
+        return Endpoint(served.name, socket, kind, served)
+
+
+def _carried(specification: DeviceSpecification, carrier: Carrier | None) -> DeviceSpecification:
+    """With the carrier that is wanted for all, where it does not name another."""
+    if carrier is None or specification.carrier is carrier:
+        return specification
+    if specification.carrier is not None:
+        raise IolaneError(f"two carriers: carrier={specification.carrier} and --carrier {carrier}")
+    return msgspec.structs.replace(specification, carrier=carrier)
+
+
+def _kind(specification: DeviceSpecification) -> VirtioKind | None:
+    """What a front end is told, by what the user wrote: the device is in another process."""
+    if carrier_of(specification) is not Carrier.VHOST_USER:
+        return None
+    kind = resolve_virtio(specification.name)
+    [*_, queues] = specification.options.get("queues", ["1"])
+    return VirtioKind(kind.device_type, int(queues) if queues.isdecimal() else 1)
+
+
+def _kind_of(device: VirtioDevice) -> VirtioKind:
+    """The same by the device itself."""
+    queues = len(device.queues)
+    if device.device_type is DeviceType.NET:
+        return VirtioKind(device.device_type, max(1, queues // 2))
+    return VirtioKind(device.device_type, queues, device.queues[0].max_size)
 
 
 def _named(specifications: list[DeviceSpecification], only: str | None) -> list[DeviceSpecification]:
@@ -173,42 +227,27 @@ def _check_served(specification: DeviceSpecification) -> Path:
     return path
 
 
-class Ready(msgspec.Struct, frozen=True):
-    """How to use a served device."""
-
-    name: str
-    type: str
-    socket: str
-    pid: int
-    qemu: list[str]
-    """Arguments for QEMU >= 10.1; guest RAM must be shared memory for the device to reach it."""
-    libvirt: str
-    """Elements for a libvirt domain."""
-
-
-def ready_lines(served: ServedDevice) -> Ready:
-    """What to give to QEMU or to libvirt."""
-    socket = str(served.socket.absolute())
-    device = {"driver": "vfio-user-pci", "id": served.name, "socket": {"type": "unix", "path": socket}}
-    argument = json.dumps(device, separators=(",", ":"))
-    memory = ["-object", "memory-backend-memfd,id=ram,size=1G,share=on", "-machine", "q35,memory-backend=ram"]
-    libvirt = "\n".join(
-        (
-            '<domain type="kvm" xmlns:qemu="http://libvirt.org/schemas/domain/qemu/1.0">',
-            '  <memoryBacking><source type="memfd"/><access mode="shared"/></memoryBacking>',
-            "  <qemu:commandline>",
-            '    <qemu:arg value="-device"/>',
-            f"    <qemu:arg value='{_attribute(argument)}'/>",
-            "  </qemu:commandline>",
-            "</domain>",
-        )
-    )
-    return Ready(served.name, served.type, socket, os.getpid(), [*memory, "-device", argument], libvirt)
-
-
-def _attribute(text: str) -> str:
-    """`text` inside an XML attribute in single quotes."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("'", "&apos;")
+def images_in_use(servers: DeviceServers) -> list[IolaneError]:
+    """Why disks can't be used now. They lock their images only while a guest does, so that another guest may
+    move here together with its disk; who expects none may as well know it at once.
+    """
+    problems: list[IolaneError] = []
+    written: dict[tuple[int, int], str] = {}
+    for served in servers.served:
+        disk = served.device
+        if not isinstance(disk, Block):
+            continue
+        try:
+            disk.check_image()
+        except IolaneError as error:
+            problems.append(IolaneError(f"{served.name}: {error.message}", remedy=error.remedy))
+        if disk.image is None or disk.read_only:
+            continue
+        status = disk.image.stat()
+        other = written.setdefault((status.st_dev, status.st_ino), served.name)
+        if other != served.name:
+            problems.append(IolaneError(f"{other} and {served.name} both write to {disk.image}"))
+    return problems
 
 
 def wait_for_end(lifeline: int | None = None) -> None:

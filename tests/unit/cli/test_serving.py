@@ -49,7 +49,7 @@ def test_the_text_says_the_same(env: dict[str, str], runtime: Path) -> None:
         text = ""
         while "Ctrl-C ends it" not in text:
             text += said(process)
-        assert text.startswith(f"adder0 (Adder) is served on {runtime}/s\n")
+        assert text.startswith(f"adder0 (Adder) is served by vfio-user on {runtime}/s\n")
         assert '"driver":"vfio-user-pci"' in text
         assert "<qemu:commandline>" in text
         process.send_signal(signal.SIGINT)

@@ -18,6 +18,7 @@ from iolane.operations.demo.line import DRIVER as LINE_DRIVER
 from iolane.operations.demo.line import LineDemo
 from iolane.operations.demo.results import Check, DemoResult, DeviceRow, Throughput
 from iolane.operations.run import RunRequest, machine_with_devices, shut_down
+from iolane.operations.served_device import ServedDevice
 
 __all__ = ["Check", "DemoResult", "DeviceRow", "Throughput", "run_demo"]
 
@@ -38,7 +39,7 @@ def run_demo(report: Report, *, payload: int = 64 << 20) -> DemoResult:
             ]
         )
         with machine_with_devices(request, report) as (machine, servers, engine):
-            devices = {served.name: served.device for served in servers.served}
+            devices = {each.name: each.device for each in servers.served if isinstance(each, ServedDevice)}
             kernel = machine.check("uname -sr").strip()
             seen = {
                 DISK: disk.run(machine, devices[DISK], report),
