@@ -132,6 +132,7 @@ cdef class CompiledQueue:
     cdef Uring uring
     cdef uint32_t under_way
     cdef uint64_t poll_ns, poll_longest
+    cdef bint draining
     cdef Region near, far
     cdef readonly uint64_t requests, bytes_read, bytes_written, slow, kicks, interrupts, suppressed, batches
     cdef readonly bint broken
@@ -221,6 +222,14 @@ cdef class CompiledQueue:
             if not slow(event, head):
                 self.broken = True
 
+    def drain(self, slow):
+        """Serve what is available, in this thread and without waiting for more. While `run` is not."""
+        self.draining = True
+        try:
+            self.run(slow)
+        finally:
+            self.draining = False
+
     def rearm(self):
         """Let `run` work again after `stop`; before it is called."""
         self.stopping = 0
@@ -273,6 +282,7 @@ cdef class CompiledQueue:
         """Work until Python is needed: an event, or -1 to stop."""
         cdef int event
         cdef uint64_t idle_since = 0
+        self._collect_finished()  # what Python did at once comes back before what is taken next
         while True:
             event = self._take_batch(head)
             if self.uring.queued:
@@ -293,7 +303,9 @@ cdef class CompiledQueue:
                     continue
             if event >= 0:
                 return event
-            if self.stopping and not self.under_way:
+            if (self.stopping or self.draining) and not self.under_way:
+                if not self.broken:
+                    self._ask_for_kicks(True)  # whoever serves the ring next may not look before a kick
                 return -1
             if idle_since == 0:
                 idle_since = now_ns()

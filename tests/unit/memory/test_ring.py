@@ -164,6 +164,20 @@ def test_without_io_uring(image: Path, opened: list[int], mode: int) -> None:
         assert rig.events == []
 
 
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_kicks_are_asked_for_at_the_end(fd: int, event_idx: bool) -> None:
+    """Whoever serves the ring next may wait for one."""
+    with RingRig(path_of(fd, SECTORS * 512, MAPPED), event_idx=event_idx) as rig:
+        for _ in range(20):
+            rig.send(IN, 0, 512)
+            rig.wait(1)
+            rig.stop()
+            rig.send(IN, 0, 512)
+            assert rig.driver.kick()
+            rig.start()
+            rig.wait(1)
+
+
 # What is left to Python.
 
 

@@ -100,6 +100,10 @@ class CompiledRing:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
+    def drain(self) -> None:
+        """Serve what is available, in the caller's thread; instead of `start`."""
+        self._engine.drain(self._slow)
+
     def _run(self) -> None:
         changed = self._device.changed
         try:

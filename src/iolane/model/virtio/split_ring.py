@@ -100,7 +100,8 @@ class SplitRing:
         self._published = self.used_index
         self._signalled: int | None = None
         """Used index at the last decision about an interrupt; None: nothing is known of the driver's wish."""
-        self._kicks_disabled = False
+        self._kicks_disabled: bool | None = None
+        """None: not known. Who served the ring before may have died with its kicks disabled."""
 
     # A ring that has a thread of its own does something here.
 
@@ -252,7 +253,7 @@ class SplitRing:
         """Ask to be told of the next chain. True: there is one already, which no kick may announce."""
         if self.event_idx:
             self._store(self.used + 4 + _USED_ELEMENT.size * self.size, self.last_available)
-        elif self._kicks_disabled:
+        elif self._kicks_disabled is not False:
             self._store(self.used, 0)
         self._kicks_disabled = False
         fence()
@@ -260,7 +261,7 @@ class SplitRing:
 
     def disable_kicks(self) -> None:
         """Kicks are not needed. With EVENT_IDX the event index that was left behind says so by itself."""
-        if not self.event_idx and not self._kicks_disabled:
+        if not self.event_idx and self._kicks_disabled is not True:
             self._store(self.used, USED_F_NO_NOTIFY)
         self._kicks_disabled = True
 

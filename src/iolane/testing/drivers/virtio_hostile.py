@@ -309,7 +309,10 @@ class HostileDriver:
         )
 
     def _not_negotiated(self) -> HostileRing:
-        self._table([(START, 16, 0, 0)])
+        """A request that would be a good one."""
+        header = self._put(struct.pack("<IIQ", 0, 0, self.chance.randrange(self.capacity)))
+        data, status = self._heap.allocate(512), self._heap.allocate(1)
+        self._table([(header, 16, NEXT, 1), (data, 512, NEXT | WRITE, 2), (status, 1, WRITE, 0)])
         wrong = self._ring("not negotiated", RingRejection.INDIRECT_NOT_NEGOTIATED)
         return wrong._replace(indirect=False)
 

@@ -269,3 +269,12 @@ def test_no_dma_no_ring() -> None:
     pair.dma.enabled = True
     pair.dma.unmap_all()
     assert rejected(pair.device) is RingRejection.RING_UNREACHABLE
+
+
+def test_kicks_that_an_earlier_life_disabled_are_asked_for_again() -> None:
+    """It was killed while it looked at the ring; the driver would never kick again."""
+    pair = RingPair()
+    pair.device.disable_kicks()
+    assert pair.u16(pair.driver.used) == 1
+    pair.attach(0, 0).enable_kicks()
+    assert pair.u16(pair.driver.used) == 0
