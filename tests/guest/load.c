@@ -1,0 +1,143 @@
+/* The guest's side of a migration test.
+ *
+ * load disk DEVICE    writes tagged blocks and reads them back into pages that stay, until /tmp/stop appears; then
+ *                     everything is compared: each page with what was read into it, each block with what was
+ *                     written last.
+ * load echo IP PORT   sends back what comes by TCP until the peer closes.
+ *
+ * The number of operations is in /tmp/disk.count and /tmp/echo.count while they run, the verdict in
+ * /tmp/disk.verdict and /tmp/echo.verdict at the end.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum { BLOCK = 4096, BLOCKS = 4096, PAGES = 4096, WORDS = BLOCK / 8, COUNT_EVERY = 64 };
+
+static uint64_t written[BLOCKS];               /* the last sequence number of each block; 0: never written */
+static struct { uint32_t block; uint64_t sequence; } held[PAGES];
+
+static uint64_t word(uint64_t block, uint64_t sequence, unsigned index)
+{
+    return (block << 48 | (sequence & 0xffffffff) << 16 | index) * 0x9e3779b97f4a7c15u;
+}
+
+static void fill(uint64_t *page, uint64_t block, uint64_t sequence)
+{
+    for (unsigned i = 0; i < WORDS; i++)
+        page[i] = sequence ? word(block, sequence, i) : 0;
+}
+
+static int wrong(const uint64_t *page, uint64_t block, uint64_t sequence)
+{
+    for (unsigned i = 0; i < WORDS; i++)
+        if (page[i] != (sequence ? word(block, sequence, i) : 0))
+            return 1;
+    return 0;
+}
+
+static void say(const char *path, const char *text)
+{
+    char fresh[64];
+    snprintf(fresh, sizeof fresh, "%s.new", path);
+    int fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    if (fd < 0 || write(fd, text, strlen(text)) < 0 || close(fd) || rename(fresh, path))
+        exit(3);
+}
+
+static void count(const char *path, uint64_t number)
+{
+    char text[32];
+    snprintf(text, sizeof text, "%llu\n", (unsigned long long)number);
+    say(path, text);
+}
+
+static int disk(const char *device)
+{
+    int fd = open(device, O_RDWR | O_DIRECT);
+    uint64_t *out = mmap(0, BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    char *pool = mmap(0, (size_t)PAGES * BLOCK, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    uint64_t sequence = 0, operations = 0, failed = 0, early = 0, pages = 0, blocks = 0;
+    uint32_t random = 12345;
+    char text[200];
+
+    if (fd < 0 || out == MAP_FAILED || pool == MAP_FAILED)
+        return 2;
+    while (operations % COUNT_EVERY || access("/tmp/stop", F_OK)) {
+        random = random * 1664525 + 1013904223;
+        unsigned block = random >> 16 & (BLOCKS - 1);
+        if (random & 0x1000) {
+            fill(out, block, ++sequence);
+            if (pwrite(fd, out, BLOCK, (off_t)block * BLOCK) != BLOCK)
+                failed++;
+            else
+                written[block] = sequence;
+        } else {
+            unsigned page = operations % PAGES;
+            if (pread(fd, pool + (size_t)page * BLOCK, BLOCK, (off_t)block * BLOCK) != BLOCK)
+                failed++;
+            held[page].block = block;
+            held[page].sequence = written[block];
+            early += wrong((void *)(pool + (size_t)page * BLOCK), block, written[block]);
+        }
+        if (++operations % COUNT_EVERY == 0)
+            count("/tmp/disk.count", operations);
+    }
+    for (unsigned page = 0; page < PAGES; page++)
+        pages += wrong((void *)(pool + (size_t)page * BLOCK), held[page].block, held[page].sequence);
+    for (unsigned block = 0; block < BLOCKS; block++)
+        if (pread(fd, out, BLOCK, (off_t)block * BLOCK) != BLOCK || wrong(out, block, written[block]))
+            blocks++;
+    if (fsync(fd))
+        failed++;
+    snprintf(text, sizeof text, "failed %llu, wrong when read %llu, wrong pages %llu, wrong blocks %llu\n",
+             (unsigned long long)failed, (unsigned long long)early, (unsigned long long)pages,
+             (unsigned long long)blocks);
+    say("/tmp/disk.verdict", text);
+    return failed || early || pages || blocks;
+}
+
+static int echo(const char *address, const char *port)
+{
+    static char data[65536];
+    struct sockaddr_in peer = {.sin_family = AF_INET, .sin_port = htons(atoi(port))};
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    uint64_t total = 0;
+    char text[64];
+
+    inet_pton(AF_INET, address, &peer.sin_addr);
+    if (connect(fd, (struct sockaddr *)&peer, sizeof peer))
+        return 2;
+    for (;;) {
+        ssize_t got = read(fd, data, sizeof data);
+        if (got <= 0)
+            break;
+        for (ssize_t sent = 0; sent < got;) {
+            ssize_t done = write(fd, data + sent, got - sent);
+            if (done <= 0)
+                return 2;
+            sent += done;
+        }
+        count("/tmp/echo.count", total += got);
+    }
+    snprintf(text, sizeof text, "%llu bytes\n", (unsigned long long)total);
+    say("/tmp/echo.verdict", text);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 3 && !strcmp(argv[1], "disk"))
+        return disk(argv[2]);
+    if (argc == 4 && !strcmp(argv[1], "echo"))
+        return echo(argv[2], argv[3]);
+    return 2;
+}
