@@ -1,8 +1,8 @@
 """A guest moves between two QEMU processes while it uses a disk and a network carried by vhost-user.
 
-Each side has a back end of its own, both have the same image open, and the destination's takes the image's lock
-when the rings start there. What devices write to the guest's memory meanwhile must come along: the guest keeps
-the pages that it read into and compares them at the end.
+Each side has a back end of its own, both have the same image open, and the destination's takes the image's
+lock when the rings start there. What devices write to the guest's memory meanwhile must come along: the guest
+keeps the pages that it read into and compares them at the end.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def test_the_guest_notices_when_nothing_is_logged(
 
 
 def without_log(start: Start | None) -> Start | None:
-    return None if start is None else start._replace(log=None)
+    return None if start is None else replace(start, log=None)
 
 
 def test_a_guest_moves_under_block_load(image: Path, load: Path, folder: Path) -> None:
