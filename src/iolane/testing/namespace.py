@@ -75,11 +75,6 @@ class NetworkNamespace:
             fcntl.ioctl(tun, TUNSETIFF, IFREQ.pack(interface.encode(), flags))
             fcntl.ioctl(tun, TUNSETPERSIST, 1)
 
-    def make_dummy(self, interface: str) -> None:
-        """An interface that leads nowhere."""
-        with IPRoute() as route:
-            route.link("add", ifname=interface, kind="dummy")
-
     def add_default_route(self, gateway: str) -> None:
         """The way to everything else."""
         with IPRoute() as route:
