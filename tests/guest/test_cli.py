@@ -295,7 +295,11 @@ def test_the_demo_in_a_fresh_folder(env: dict[str, str], tmp_path: Path) -> None
     result = json.loads(done.stdout)
     assert result["ok"]
     assert all(check["ok"] for check in result["checks"])
-    assert [device["driver"] for device in result["devices"]] == ["nvme", "serial"]
+    assert [device["driver"] for device in result["devices"]] == ["virtio_blk", "nvme", "serial"]
+    assert [device["lane"] for device in result["devices"]] == ["paravirtual", "emulated", "emulated"]
+    paravirtual, emulated, _ = (device["each"] for device in result["devices"])
+    assert paravirtual["traps"] == 0 < paravirtual["kicks"] <= 1.1
+    assert emulated["traps"] >= 1.9
     assert list(here.iterdir()) == []
 
 
@@ -314,7 +318,7 @@ def test_the_demo_fails_when_something_disagrees(env: dict[str, str], tmp_path: 
     )
     done = run("demo", "--quiet", "--payload", "8M", env=env | {"PYTHONPATH": str(site)})
     assert done.returncode == 1
-    assert "FAIL  8 MiB written by the guest, read here" in done.stdout
+    assert "FAIL  nvme: 8 MiB written by the guest, read here" in done.stdout
     assert "SOMETHING DISAGREES" in done.stdout
 
 

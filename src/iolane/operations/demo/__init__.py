@@ -1,7 +1,9 @@
-"""The demonstration: a stock Debian kernel at work with a disk and a serial port written in Python.
+"""The demonstration: a stock Debian kernel at work with devices written in Python.
 
-Every claim it makes is checked: data by SHA-256 computed in the guest and here, drivers by the guest's sysfs,
-traps, interrupts and DMA by the devices' own counts.
+One disk image is shown to it in two lanes, one after the other: as a virtio disk whose rings are served by
+vhost-user, then, plugged in while the guest runs, as an NVMe disk whose registers trap. Beside them a serial
+port. Every claim it makes is checked: data by SHA-256 computed in the guest and here, drivers by the guest's
+sysfs, traps, kicks, interrupts and DMA by the devices' own counts.
 """
 
 from __future__ import annotations
@@ -12,17 +14,17 @@ from pathlib import Path
 
 from iolane.carriers.control import DeviceReport, RunDirectory
 from iolane.engines.qemu.cache import Report
-from iolane.operations.demo.disk import DRIVER as DISK_DRIVER
-from iolane.operations.demo.disk import DiskDemo
+from iolane.operations.demo.disk import EMULATED, PARAVIRTUAL, DiskDemo, DiskLane
 from iolane.operations.demo.line import DRIVER as LINE_DRIVER
 from iolane.operations.demo.line import LineDemo
-from iolane.operations.demo.results import Check, DemoResult, DeviceRow, Throughput
-from iolane.operations.run import RunRequest, machine_with_devices, shut_down
+from iolane.operations.demo.results import Check, DemoResult, DeviceRow, Events, Seen, Throughput
+from iolane.operations.run import RunRequest, machine_device, machine_with_devices, shut_down
 from iolane.operations.served_device import ServedDevice
+from iolane.operations.serving import DeviceServers, Served
 
-__all__ = ["Check", "DemoResult", "DeviceRow", "Throughput", "run_demo"]
+__all__ = ["Check", "DemoResult", "DeviceRow", "Events", "Throughput", "run_demo"]
 
-DISK, LINE = "disk", "line"
+LINE = "line"
 
 
 def run_demo(report: Report, *, payload: int = 64 << 20) -> DemoResult:
@@ -33,70 +35,96 @@ def run_demo(report: Report, *, payload: int = 64 << 20) -> DemoResult:
         report(f"making a disk image of {2 * payload >> 20} MiB")
         disk, line = DiskDemo(image, payload), LineDemo(socket)
         request = RunRequest(
-            devices=[
-                f"nvme,image={_escaped(image)},id={DISK}",
-                f"serial,stream=listen:{_escaped(socket)},id={LINE}",
-            ]
+            devices=[_disk(PARAVIRTUAL, image), f"serial,stream=listen:{_escaped(socket)},id={LINE}"],
+            modules=[EMULATED.driver],
         )
         with machine_with_devices(request, report) as (machine, servers, engine):
-            devices = {each.name: each.device for each in servers.served if isinstance(each, ServedDevice)}
+            first, port = servers.served
+            assert isinstance(port, ServedDevice)
             kernel = machine.check("uname -sr").strip()
-            seen = {
-                DISK: disk.run(machine, devices[DISK], report),
-                LINE: line.run(machine, devices[LINE], report),
-            }
-            reports = {device.name: device for device in servers.reports()}
-            boot_seconds = machine.boot_seconds
-            shut_down(machine)
-        rows = [_row(reports[name], driver, throughput) for name, (driver, throughput, _) in seen.items()]
-        checks = [check for _, _, found in seen.values() for check in found]
-        checks += [*_counted(rows[0], DISK_DRIVER, payload), *_counted(rows[1], LINE_DRIVER, 0)]
-        checks += [_untroubled(reports[name]) for name in seen]
+            account = _Account()
+            seen = disk.run(machine, first, PARAVIRTUAL, report)
+            account.add(first, PARAVIRTUAL.lane, PARAVIRTUAL.carrier, PARAVIRTUAL.driver, seen, payload)
+            report(f"unplugging {first.name}: only one device may write to an image")
+            machine.unplug(first.name)
+            with DeviceServers([_disk(EMULATED, image)]) as others:
+                [second] = others.served
+                report(f"plugging {second.name} in, with the same image")
+                machine.plug(machine_device(others.endpoints[0]))
+                seen = disk.run(machine, second, EMULATED, report)
+                account.add(second, EMULATED.lane, EMULATED.carrier, EMULATED.driver, seen, payload)
+                seen = line.run(machine, port, report)
+                account.add(port, EMULATED.lane, EMULATED.carrier, LINE_DRIVER, seen, 0)
+                boot_seconds = machine.boot_seconds
+                shut_down(machine)
         return DemoResult(
             kernel=kernel,
             engine=str(engine),
             boot_seconds=boot_seconds,
             seconds=time.monotonic() - started,
-            devices=rows,
-            checks=checks,
-            ok=all(check.ok for check in checks),
+            devices=account.rows,
+            checks=account.checks,
+            ok=all(check.ok for check in account.checks),
         )
+
+
+def _disk(lane: DiskLane, image: Path) -> str:
+    return f"{lane.device},image={_escaped(image)},id={lane.device},carrier={lane.carrier}"
 
 
 def _escaped(path: Path) -> str:
     return str(path).replace(",", ",,")
 
 
-def _row(report: DeviceReport, driver: str, throughput: Throughput) -> DeviceRow:
+class _Account:
+    """What was seen so far."""
+
+    def __init__(self) -> None:
+        self.rows: list[DeviceRow] = []
+        self.checks: list[Check] = []
+
+    def add(self, served: Served, lane: str, carrier: str, driver: str, seen: Seen, payload: int) -> None:
+        """A device's work is done: take its counts."""
+        report = served.report()
+        row = _row(report, lane, carrier, seen)
+        self.rows.append(row)
+        self.checks += [*seen.checks, *_counted(row, driver, payload), _untroubled(report)]
+
+
+def _row(report: DeviceReport, lane: str, carrier: str, seen: Seen) -> DeviceRow:
     counters = report.counters
     return DeviceRow(
         name=report.name,
         type=report.type,
-        driver=driver,
+        lane=lane,
+        carrier=carrier,
+        driver=seen.driver,
         interrupt_mode=report.interrupt_mode,
         interrupts=counters["interrupts"],
         traps=counters["traps"],
+        kicks=counters.get("kicks", 0),
+        each=seen.each,
         dma_bytes=counters["dma_bytes_read"] + counters["dma_bytes_written"],
-        throughput=throughput,
+        throughput=seen.throughput,
     )
 
 
 def _counted(row: DeviceRow, driver: str, payload: int) -> list[Check]:
-    """The stock driver works with it, and the work went through registers, interrupts and DMA."""
-    checks = [
-        Check(
-            f"{row.name}: the guest's stock driver", row.driver == driver, f"{row.driver or 'none'} is bound"
-        ),
-        Check(f"{row.name}: traps", row.traps > 0, f"{row.traps} register accesses"),
-        Check(
-            f"{row.name}: interrupts",
-            row.interrupts > 0,
-            f"{row.interrupts} by {row.interrupt_mode or 'nothing'}",
-        ),
-    ]
+    """The stock driver works with it, and the work went the lane's way: through registers that trap, or by
+    kicks and shared rings alone; and through interrupts and DMA.
+    """
+    bound = f"{row.driver or 'none'} is bound"
+    trapped = f"{row.traps} register accesses"
+    checks = [Check(f"{row.name}: the guest's stock driver", row.driver == driver, bound)]
+    if row.lane == PARAVIRTUAL.lane:
+        checks.append(Check(f"{row.name}: kicks", row.kicks > 0, f"{row.kicks} of the queue"))
+        checks.append(Check(f"{row.name}: no traps", row.traps == 0, trapped))
+    else:
+        checks.append(Check(f"{row.name}: traps", row.traps > 0, trapped))
+    interrupted = f"{row.interrupts} by {row.interrupt_mode or 'nothing'}"
+    checks.append(Check(f"{row.name}: interrupts", row.interrupts > 0, interrupted))
     if payload:  # written once, read twice: timed and summed
-        enough = row.dma_bytes >= 3 * payload
-        checks.append(Check(f"{row.name}: DMA", enough, f"{row.dma_bytes} bytes"))
+        checks.append(Check(f"{row.name}: DMA", row.dma_bytes >= 3 * payload, f"{row.dma_bytes} bytes"))
     return checks
 
 

@@ -1,4 +1,8 @@
-"""The NVMe disk of the demonstration: data both ways, compared by checksums made in the guest and here."""
+"""The disk of the demonstration: one image, shown to the same guest in one lane and then in another.
+
+What was written here is read through the first lane, what is written through it is read through the second,
+and what that writes is read here: by checksums made in the guest and here.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +10,53 @@ import hashlib
 import os
 from pathlib import Path
 
+import msgspec
+
 from iolane.engines.qemu.cache import Report
 from iolane.engines.qemu.machine import QemuMachine
-from iolane.model.pci import PciDevice
 from iolane.operations.demo.guest import GuestDevice, checksum, timed
-from iolane.operations.demo.results import Check, Throughput, compare
+from iolane.operations.demo.results import Seen, Throughput, between, compare
+from iolane.operations.serving import Served
 
-DRIVER = "nvme"
 CHUNK = 1 << 20
 READ_SIZE = 4 << 10
 READS = 2000
 """Reads, one after another, for the latency."""
 STEP_LIMIT = 120.0
+PAYLOAD = "/tmp/payload"
+"""In the guest: what it writes."""
+
+
+class DiskLane(msgspec.Struct, frozen=True):
+    """How the guest sees the image."""
+
+    device: str
+    lane: str
+    carrier: str
+    driver: str
+    """The guest's stock driver."""
+    identity: tuple[int, int]
+    """PCI vendor and device."""
+    node: str
+
+
+PARAVIRTUAL = DiskLane("block", "paravirtual", "vhost-user", "virtio_blk", (0x1AF4, 0x1042), "vd[a-z]")
+EMULATED = DiskLane("nvme", "emulated", "vfio-user", "nvme", (0x1234, 0x0010), "nvme[0-9]*n1")
 
 
 class DiskDemo:
-    """The first half of the image is written here and read by the guest, the second half the other way round.
+    """An image of two halves: each lane reads one, made elsewhere, and writes the other.
 
     Args:
         image: a file to make.
-        payload: bytes that go each way.
+        payload: bytes of a half.
     """
 
     def __init__(self, image: Path, payload: int) -> None:
         self.image = image
         self._payload = payload
         self._chunks = payload // CHUNK
+        self._size = f"{payload >> 20} MiB"
         digest = hashlib.sha256()
         with image.open("wb") as file:
             for _ in range(self._chunks):
@@ -39,52 +64,63 @@ class DiskDemo:
                 digest.update(piece)
                 file.write(piece)
             file.truncate(2 * payload)
-        self._host_digest = digest.hexdigest()
+        self._expected = digest.hexdigest()
+        """Of the half that is read next."""
+        self._origin = "here"
+        self._half = 0
 
-    def run(
-        self, machine: QemuMachine, device: PciDevice, report: Report
-    ) -> tuple[str, Throughput, list[Check]]:
-        """The driver's name, what was measured, what must hold."""
-        guest = GuestDevice(machine, device, "nvme[0-9]*n1")
-        size = f"{self._payload >> 20} MiB"
-        report(f"the guest reads {size} that were written here ({guest.path}, driver {guest.driver})")
-        straight = f"dd if={guest.path} of=/dev/null bs={CHUNK} count={self._chunks} iflag=direct"
-        read_seconds = timed(machine, straight, STEP_LIMIT)
-        summed = f"head -c {self._payload} {guest.path} | sha256sum"
+    def run(self, machine: QemuMachine, served: Served, lane: DiskLane, report: Report) -> Seen:
+        """Read one half, write the other, read it here."""
+        guest = GuestDevice(machine, served.name, lane.identity, lane.node)
+        report(
+            f"{lane.lane}: the guest reads {self._size} written {self._origin} ({guest.path}, {guest.driver})"
+        )
+        source, target = self._half * self._chunks, (1 - self._half) * self._chunks
+        straight = f"dd if={guest.path} bs={CHUNK} skip={source} count={self._chunks}"
+        read_seconds = timed(machine, f"{straight} of=/dev/null iflag=direct", STEP_LIMIT)
+        summed = checksum(machine.check(f"{straight} 2>/dev/null | sha256sum", timeout=STEP_LIMIT))
         checks = [
             compare(
-                f"{size} written here, read by the guest",
-                self._host_digest,
-                checksum(machine.check(summed, timeout=STEP_LIMIT)),
+                f"{served.name}: {self._size} written {self._origin}, read by the guest",
+                self._expected,
+                summed,
             )
         ]
-        report(f"the guest writes {size}")
-        write_seconds, guest_digest = self._write(machine, guest)
-        checks.append(compare(f"{size} written by the guest, read here", self._second_half(), guest_digest))
-        report(f"the guest reads {READS} times {READ_SIZE >> 10} KiB, one after another")
+        report(f"{lane.lane}: the guest writes {self._size}")
+        guest_digest = self._payload_digest(machine)
+        written = f"dd if={PAYLOAD} of={guest.path} bs={CHUNK} seek={target} oflag=direct conv=fsync,notrunc"
+        write_seconds = timed(machine, written, STEP_LIMIT)
+        self._half = 1 - self._half
+        checks.append(
+            compare(
+                f"{served.name}: {self._size} written by the guest, read here",
+                self._half_digest(),
+                guest_digest,
+            )
+        )
+        self._expected, self._origin = guest_digest, f"through {served.name}"
+        report(f"{lane.lane}: the guest reads {READS} times {READ_SIZE >> 10} KiB, one after another")
+        before = served.report().counters
         singly = f"dd if={guest.path} of=/dev/null bs={READ_SIZE} count={READS} iflag=direct"
         latency = timed(machine, singly, STEP_LIMIT) / READS
+        each = between(before, served.report().counters, READS)
         throughput = Throughput(
             self._payload / write_seconds, self._payload / read_seconds, latency, "4 KiB read, mean"
         )
-        return guest.driver, throughput, checks
+        return Seen(driver=guest.driver, throughput=throughput, each=each, checks=checks)
 
-    def _write(self, machine: QemuMachine, guest: GuestDevice) -> tuple[float, str]:
-        """Random data made in the guest, written and flushed, its checksum taken before."""
-        machine.check(
-            f"dd if=/dev/urandom of=/tmp/payload bs={CHUNK} count={self._chunks}", timeout=STEP_LIMIT
-        )
-        digest = checksum(machine.check("sha256sum /tmp/payload", timeout=STEP_LIMIT))
-        target = f"of={guest.path} bs={CHUNK} seek={self._chunks} oflag=direct conv=fsync,notrunc"
-        seconds = timed(machine, f"dd if=/tmp/payload {target}", STEP_LIMIT)
-        machine.check("rm /tmp/payload")
-        return seconds, digest
+    def _payload_digest(self, machine: QemuMachine) -> str:
+        """Random data made in the guest, once."""
+        make = f"dd if=/dev/urandom of={PAYLOAD} bs={CHUNK} count={self._chunks}"
+        machine.check(f"[ -e {PAYLOAD} ] || {make}", timeout=STEP_LIMIT)
+        return checksum(machine.check(f"sha256sum {PAYLOAD}", timeout=STEP_LIMIT))
 
-    def _second_half(self) -> str:
+    def _half_digest(self) -> str:
         """The checksum of what is in the image file now, where the guest wrote."""
-        digest = hashlib.sha256()
+        digest, left = hashlib.sha256(), self._payload
         with self.image.open("rb") as file:
-            file.seek(self._payload)
-            while piece := file.read(CHUNK):
+            file.seek(self._half * self._payload)
+            while left and (piece := file.read(min(CHUNK, left))):
                 digest.update(piece)
+                left -= len(piece)
         return digest.hexdigest()

@@ -6,36 +6,45 @@ import re
 
 from iolane.engines.qemu.machine import QemuMachine
 from iolane.errors import IolaneError
-from iolane.model.pci import PciDevice
 
 _FIND = """
-for d in /sys/bus/pci/devices/*; do
-  [ "$(cat $d/vendor) $(cat $d/device)" = "{vendor:#06x} {device:#06x}" ] || continue
-  echo "address=$(basename $d)"
-  [ -e $d/driver ] && echo "driver=$(basename $(readlink $d/driver))"
-  echo "node=$(find $d/ -name '{node}' | head -n 1 | xargs -r basename)"
+for try in $(seq {tries}); do
+  for d in /sys/bus/pci/devices/*; do
+    [ "$(cat $d/vendor) $(cat $d/device)" = "{vendor:#06x} {device:#06x}" ] || continue
+    node=$(find $d/ -name '{node}' | head -n 1)
+    [ -n "$node" ] || [ $try = {tries} ] || continue
+    echo "address=$(basename $d)"
+    [ -e $d/driver ] && echo "driver=$(basename $(readlink $d/driver))"
+    for v in $d/virtio*; do [ -e $v/driver ] && echo "driver=$(basename $(readlink $v/driver))"; done
+    echo "node=${{node##*/}}"
+    exit
+  done
+  sleep 0.1
 done
 """
+_TRIES = 100
 _REAL = re.compile(r"real\s+(\d+)m ([0-9.]+)s")
 RESOLUTION = 0.01
 """Seconds: how finely the guest's shell takes the time."""
 
 
 class GuestDevice:
-    """A device as the guest's sysfs has it."""
+    """A device as the guest's sysfs has it; one that was just plugged in is waited for."""
 
-    def __init__(self, machine: QemuMachine, device: PciDevice, node: str) -> None:
-        """Find it by its identification; `node` is a glob for the name of its device node."""
-        script = _FIND.format(vendor=device.vendor_id, device=device.device_id, node=node)
+    def __init__(self, machine: QemuMachine, name: str, identity: tuple[int, int], node: str) -> None:
+        """Find it by its PCI vendor and device; `node` is a glob for the name of its device node."""
+        vendor, device = identity
+        script = _FIND.format(vendor=vendor, device=device, node=node, tries=_TRIES)
         pairs = dict(line.split("=", 1) for line in machine.check(script).splitlines() if "=" in line)
         self.address = pairs.get("address", "")
         self.driver = pairs.get("driver", "")
+        """Of the virtio device, where it is one, else of the PCI function."""
         self.node = pairs.get("node", "")
         if not self.address:
-            raise IolaneError(f"the guest does not see {device.name}")
+            raise IolaneError(f"the guest does not see {name}")
         if not self.node:
             raise IolaneError(
-                f"no driver of the guest made a {node} of {device.name} ({self.address})",
+                f"no driver of the guest made a {node} of {name} ({self.address})",
                 remedy="the kernel's messages are in the console log",
             )
 

@@ -8,14 +8,15 @@ import socket
 import statistics
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from iolane.engines.qemu.cache import Report
 from iolane.engines.qemu.machine import QemuMachine
 from iolane.errors import IolaneError
-from iolane.model.pci import PciDevice
 from iolane.operations.demo.guest import GuestDevice, checksum
-from iolane.operations.demo.results import Check, Throughput, compare
+from iolane.operations.demo.results import Events, Seen, Throughput, between, compare
+from iolane.operations.served_device import ServedDevice
 
 DRIVER = "serial"
 PAYLOAD = 8 << 10
@@ -49,12 +50,14 @@ class LineDemo:
         self._to_guest = self._from_guest = 1.0
         self._echoes: list[float] = []
         self._problem: Exception | None = None
+        self._counters: Callable[[], Mapping[str, int]] = dict
+        self._each = Events(0, 0, 0)
 
-    def run(
-        self, machine: QemuMachine, device: PciDevice, report: Report
-    ) -> tuple[str, Throughput, list[Check]]:
-        """The driver's name, what was measured, what must hold."""
-        guest = GuestDevice(machine, device, "ttyS[0-9]*")
+    def run(self, machine: QemuMachine, served: ServedDevice, report: Report) -> Seen:
+        """What was measured, what must hold."""
+        device = served.device
+        self._counters = lambda: served.report().counters
+        guest = GuestDevice(machine, served.name, (device.vendor_id, device.device_id), "ttyS[0-9]*")
         report(f"{PAYLOAD >> 10} KiB each way through {guest.path}, driver {guest.driver}")
         host = threading.Thread(target=self._host_side, name="serial line", daemon=True)
         host.start()
@@ -70,10 +73,14 @@ class LineDemo:
         size = f"{PAYLOAD >> 10} KiB"
         checks = [
             compare(
-                f"{size} sent here, received by the guest", hashlib.sha256(self._sent).hexdigest(), received
+                f"{served.name}: {size} sent here, received by the guest",
+                hashlib.sha256(self._sent).hexdigest(),
+                received,
             ),
             compare(
-                f"{size} sent by the guest, received here", hashlib.sha256(self._received).hexdigest(), sent
+                f"{served.name}: {size} sent by the guest, received here",
+                hashlib.sha256(self._received).hexdigest(),
+                sent,
             ),
         ]
         latency = statistics.median(self._echoes)
@@ -81,7 +88,7 @@ class LineDemo:
         throughput = Throughput(
             PAYLOAD / self._from_guest, PAYLOAD / self._to_guest, latency, "1-byte echo, median"
         )
-        return guest.driver, throughput, checks
+        return Seen(driver=guest.driver, throughput=throughput, each=self._each, checks=checks)
 
     def _host_side(self) -> None:
         try:
@@ -102,12 +109,14 @@ class LineDemo:
         started = time.monotonic()
         self._received += _exactly(line, PAYLOAD - 1)
         self._from_guest = time.monotonic() - started
+        before = self._counters()
         for number in range(ECHOES):
             started = time.monotonic()
             line.sendall(bytes([number]))
             if _exactly(line, 1) != bytes([number]):
                 raise IolaneError(f"byte {number} came back as another")
             self._echoes.append(time.monotonic() - started)
+        self._each = between(before, self._counters(), ECHOES)
 
 
 def _exactly(line: socket.socket, length: int) -> bytes:
