@@ -101,6 +101,8 @@ class Net(VirtioDevice):
         self.filter = ReceiveFilter()
         self.host_offloads = self.guest_offloads = Offload(0)
         self._wanted = link
+        self._agreed = 0
+        """What was last agreed on: packets that wait for buffers are as this driver takes them."""
         self._link = link and backend.connected
         self._announce = False
         self._announcer = Announcer(self._announce_once)
@@ -140,7 +142,9 @@ class Net(VirtioDevice):
         for offload, feature in HOST_OFFLOADS.items():
             if features >> feature & 1:
                 self.host_offloads |= offload
-        self._forget_pending()
+        if features != self._agreed:
+            self._agreed = features
+            self._forget_pending()
         self.set_guest_offloads(features & GUEST_OFFLOAD_MASK)
 
     @property
