@@ -10,29 +10,37 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import socket
+import struct
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pyroute2 import IPRoute
 
 from iolane.backends.lock import ImageLock
 from iolane.carriers.vhost_user import VhostUserServer
 from iolane.carriers.vhost_user.session import Session
 from iolane.carriers.vhost_user.vring import Start
 from iolane.devices.virtio.block import Block
+from iolane.devices.virtio.net import BareNet
 from iolane.engines.qemu.initramfs import InitramfsContent
 from iolane.engines.qemu.machine import MachineConfig, QemuMachine
 from iolane.engines.qemu.migration import Migration
 from iolane.engines.qemu.vhost_user import VhostUserDevice
 from iolane.errors import IolaneError
 from iolane.model.workers import Workers
+from iolane.testing.namespace import NetworkNamespace
 from iolane.uapi.virtio import DeviceType
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]
 
+HOST, GUEST, PORT = "10.74.0.1", "10.74.0.2", 7000
+CHUNK = 16 << 10
 SIZE = 16 << 20
 """As many blocks as the guest's load writes."""
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net")
@@ -64,10 +72,10 @@ def image(tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def served(image: Path, socket: Path) -> Iterator[Block]:
+def served(image: Path, path: Path) -> Iterator[Block]:
     """The image behind a back end of its own."""
     block = Block(image)
-    with Workers() as workers, contextlib.closing(block), VhostUserServer(block, socket, workers=workers):
+    with Workers() as workers, contextlib.closing(block), VhostUserServer(block, path, workers=workers):
         yield block
 
 
@@ -80,8 +88,12 @@ def at_other_end(config: MachineConfig, *devices: VhostUserDevice) -> MachineCon
     return replace(config, name="destination", devices=devices, incoming=True)
 
 
-def disk(socket: Path) -> VhostUserDevice:
-    return VhostUserDevice("disk", socket, DeviceType.BLOCK)
+def disk(path: Path) -> VhostUserDevice:
+    return VhostUserDevice("disk", path, DeviceType.BLOCK)
+
+
+def network(path: Path) -> VhostUserDevice:
+    return VhostUserDevice("net", path, DeviceType.NET, mac="52:54:00:00:00:0a")
 
 
 def start_load(machine: QemuMachine, what: str) -> None:
@@ -156,3 +168,102 @@ def test_a_guest_moves_under_block_load(image: Path, load: Path, folder: Path) -
             seen = destination.check("echo 3 >/proc/sys/vm/drop_caches; sha256sum /dev/vda", timeout=60)
             assert re.findall(r"[0-9a-f]{64}", seen) == [digest(image.read_bytes())]
             assert here.error_count == there.error_count == 0
+
+
+@pytest.fixture
+def bridged() -> Iterator[tuple[BareNet, BareNet]]:
+    """Two network devices, each with a tap, on one bridge that this thread's namespace has an address on."""
+    try:
+        namespace = NetworkNamespace()
+        namespace.__enter__()
+    except IolaneError as error:
+        pytest.skip(f"MIGRATION WITH A NETWORK IS NOT TESTED: {error}")
+    with contextlib.ExitStack() as stack:
+        stack.push(namespace.__exit__)
+        taps = [stack.enter_context(contextlib.closing(BareNet(name))) for name in ("tap-a", "tap-b")]
+        with IPRoute() as route:
+            route.link("add", ifname="bridge", kind="bridge")
+            [bridge] = route.link_lookup(ifname="bridge")
+            for name in ("tap-a", "tap-b"):
+                [index] = route.link_lookup(ifname=name)
+                route.link("set", index=index, master=bridge)
+        namespace.set_up("bridge", address=HOST)
+        yield taps[0], taps[1]
+
+
+class Echoed:
+    """The host's side of the guest's echo: sends numbers without end, and compares what comes back."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server((HOST, PORT))
+        self._stop = threading.Event()
+        self._sender = threading.Thread(target=self._send, daemon=True)
+        self._receiver = threading.Thread(target=self._receive, daemon=True)
+        self._accepted = threading.Event()
+        self.sent = self.received = 0
+        self.problem = ""
+        self._sender.start()
+        self._receiver.start()
+
+    def finish(self) -> None:
+        """Send no more, and wait for the rest."""
+        self._stop.set()
+        self._sender.join(60)
+        self._receiver.join(60)
+        self._connection.close()
+        self._listener.close()
+
+    def _send(self) -> None:
+        self._connection, _ = self._listener.accept()
+        self._accepted.set()
+        while not self._stop.is_set():
+            self._connection.sendall(numbers(self.sent, CHUNK))
+            self.sent += CHUNK
+        self._connection.shutdown(socket.SHUT_WR)
+
+    def _receive(self) -> None:
+        self._accepted.wait(60)
+        with self._connection.makefile("rb") as stream:
+            while data := stream.read(CHUNK):
+                if data != numbers(self.received, len(data)):
+                    self.problem = self.problem or f"other bytes than were sent, near {self.received}"
+                self.received += len(data)
+
+
+def numbers(offset: int, length: int) -> bytes:
+    return struct.pack(f"<{length // 8}Q", *range(offset // 8, (offset + length) // 8))
+
+
+def test_a_guest_moves_under_block_and_net_load(
+    image: Path, load: Path, folder: Path, bridged: tuple[BareNet, BareNet]
+) -> None:
+    """A TCP connection goes on, and every byte of it comes back."""
+    sockets = {name: folder / name for name in ("disk-a", "disk-b", "net-a", "net-b")}
+    with contextlib.ExitStack() as stack:
+        here = stack.enter_context(served(image, sockets["disk-a"]))
+        there = stack.enter_context(served(image, sockets["disk-b"]))
+        for net, name in zip(bridged, ("net-a", "net-b"), strict=True):
+            workers = stack.enter_context(Workers())
+            stack.enter_context(VhostUserServer(net, sockets[name], workers=workers))
+        wanted = config(load, disk(sockets["disk-a"]), network(sockets["net-a"]))
+        other = at_other_end(wanted, disk(sockets["disk-b"]), network(sockets["net-b"]))
+        source = stack.enter_context(QemuMachine(wanted))
+        destination = stack.enter_context(QemuMachine(other))
+        source.check(f"ip addr add {GUEST}/24 dev eth0; ip link set eth0 up")
+        echoed = Echoed()
+        start_load(source, "disk /dev/vda")
+        start_load(source, f"echo {HOST} {PORT}")
+        work_on(source, "disk", 1000)
+        work_on(source, "echo", 1 << 20)
+        moved = move(source, destination)
+        work_on(destination, "disk", 1000)
+        work_on(destination, "echo", 1 << 20)
+        assert verdict(destination, "disk").strip() == RIGHT, moved
+        echoed.finish()
+        assert verdict(destination, "echo") == f"{echoed.sent} bytes\n"
+        assert (echoed.problem, echoed.received) == ("", echoed.sent)
+        seen = destination.check("echo 3 >/proc/sys/vm/drop_caches; sha256sum /dev/vda", timeout=60)
+        assert re.findall(r"[0-9a-f]{64}", seen) == [digest(image.read_bytes())]
+        assert not any(queue.running for device in (here, bridged[0]) for queue in device.queues)
+        assert all(queue.running for device in (there, bridged[1]) for queue in device.queues)
+        assert [device.error_count for device in (here, there, *bridged)] == [0, 0, 0, 0]
