@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import time
@@ -34,25 +35,26 @@ class Capture:
         except OSError as error:
             raise IolaneError(f"{path}: {(error.strerror or str(error)).lower()}") from error
         header = FILE_HEADER.pack(MAGIC_NANOSECONDS, 2, 4, 0, 0, SNAP_LENGTH, LINKTYPE_ETHERNET)
-        self._write([header], len(header))
+        self._write(header)
 
     def record(self, frame: Sequence[memoryview | bytes]) -> None:
         """One frame, in pieces."""
         length = sum(len(piece) for piece in frame)
         seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
         record = RECORD.pack(seconds & 0xFFFF_FFFF, nanoseconds, length, length)
-        self._write([b"".join((record, *frame))], RECORD.size + length)
+        self.packets += self._write(b"".join((record, *frame)))
 
-    def _write(self, pieces: list[bytes], length: int) -> None:
+    def _write(self, data: bytes) -> bool:
         if self._fd < 0:
-            return
+            return False
         try:
-            if os.writev(self._fd, pieces) != length:
-                raise OSError(0, "the file takes no more")
-            self.packets += 1
+            if os.write(self._fd, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             self.error = (error.strerror or str(error)).lower()
             self.close()
+            return False
+        return True
 
     def close(self) -> None:
         """End the capture. May be called twice."""
@@ -64,6 +66,6 @@ class Capture:
         """Counters, by the names `iolane devices` shows."""
         shown: dict[str, int | float | str] = {
             "pcap": str(self.path),
-            "pcap_packets": max(0, self.packets - 1),
+            "pcap_packets": self.packets,
         }
         return {**shown, "pcap_error": self.error} if self.error else shown
