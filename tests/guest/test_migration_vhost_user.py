@@ -34,7 +34,7 @@ from iolane.engines.qemu.migration import Migration
 from iolane.engines.qemu.vhost_user import VhostUserDevice
 from iolane.errors import IolaneError
 from iolane.model.workers import Workers
-from iolane.testing.namespace import NetworkNamespace
+from iolane.testing.host_namespace import NetworkNamespace
 from iolane.uapi.virtio import DeviceType
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]

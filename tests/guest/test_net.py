@@ -35,7 +35,7 @@ from iolane.engines.qemu.passt import obtain_passt
 from iolane.engines.qemu.provision import obtain_qemu
 from iolane.errors import IolaneError
 from iolane.model.workers import Workers
-from iolane.testing.namespace import NetworkNamespace
+from iolane.testing.host_namespace import NetworkNamespace
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
 

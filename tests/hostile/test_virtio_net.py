@@ -128,6 +128,7 @@ def test_every_rule_is_broken_by_name(seed: int) -> None:
             for _ in range(AT_LEAST // len(FEATURES) + 1):
                 driver.transmit(bytes(66_000))
                 driver.command(Control.MAC, 0, bytes(1 << 17))
+                driver.command(Control.GUEST_OFFLOADS, 0, chance.randbytes(8))
             seen.update(dict(function.counters.snapshot()))
             assert function.error_count == 0
     for name in [f"transmit_rejected_{reason.name.lower()}" for reason in FrameRejection]:

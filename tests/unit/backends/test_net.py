@@ -20,7 +20,7 @@ from iolane.backends.net.passt import VARIABLE
 from iolane.backends.net.tap import ALL_OFFLOADS, _failure
 from iolane.devices.virtio.net.header import PacketHeader
 from iolane.errors import IolaneError
-from iolane.testing.namespace import NetworkNamespace
+from iolane.testing.host_namespace import NetworkNamespace
 from iolane.uapi.virtio_net import HEADER, HeaderFlag
 
 SECONDS = 20.0
