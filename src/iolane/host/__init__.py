@@ -1,1 +1,0 @@
-"""The physical machine: inventory, taking and giving back."""

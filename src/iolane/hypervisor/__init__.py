@@ -1,1 +1,0 @@
-"""Our own hypervisor's parts, thin over /dev/kvm."""

@@ -1,1 +1,0 @@
-"""A whole emulated host in which passthrough is exercised."""
