@@ -65,6 +65,8 @@ class Session:
     def offered_protocol_features(self) -> int:
         """What is processed for this device."""
         offered = sum(bit(feature) for feature in ALWAYS)
+        if not self.device.config_size:  # QEMU's network devices complain of it
+            offered &= ~bit(ProtocolFeature.CONFIG)
         if isinstance(self.device, Announcing):
             offered |= bit(ProtocolFeature.RARP)
         if isinstance(self.device, TakesMtu):

@@ -85,6 +85,7 @@ def guest(device: BareNet, net: MemoryNet, tmp_path: Path) -> Iterator[Guest]:
 def test_what_is_offered(guest: Guest) -> None:
     """The control queue and what belongs to it is the front end's."""
     assert guest.front.client.get_queue_num() == PAIRS
+    assert not guest.front.client.negotiated(ProtocolFeature.CONFIG)
     for feature in (NetFeature.CTRL_VQ, NetFeature.MAC, NetFeature.STATUS, NetFeature.CTRL_RX):
         assert not guest.front.features >> feature & 1
     for feature in (NetFeature.MRG_RXBUF, NetFeature.MQ, NetFeature.HOST_TSO6, NetFeature.GUEST_ANNOUNCE):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from iolane.backends.net import Capture, NetBackend
 from iolane.devices.virtio.net.device import Net
 from iolane.devices.virtio.net.network import open_network
+from iolane.model.registers import RegisterMap
 
 
 class BareNet(Net):
@@ -22,6 +24,8 @@ class BareNet(Net):
         mtu: the longest packet, less its Ethernet header, that the guest is told of.
         pcap: a file for what passes.
     """
+
+    Config: ClassVar[type[RegisterMap]] = RegisterMap
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from typing import ClassVar
 
 from iolane.backends.net import Capture, NetBackend, Offload
 from iolane.backends.net.base import PLAIN_HEADER
@@ -23,6 +24,7 @@ from iolane.devices.virtio.net.receive import Receiver
 from iolane.devices.virtio.net.state import NetState
 from iolane.devices.virtio.net.transmit import Transmitter
 from iolane.errors import IolaneError
+from iolane.model.registers import RegisterMap
 from iolane.model.reset import ResetKind
 from iolane.model.state import StateError
 from iolane.model.virtio import VirtioDevice, Virtqueue
@@ -67,7 +69,7 @@ class Net(VirtioDevice):
     """
 
     device_type = DeviceType.NET
-    Config = NetConfig
+    Config: ClassVar[type[RegisterMap]] = NetConfig
     config: NetConfig
     chain_limit = 1024
     State = NetState
@@ -153,6 +155,8 @@ class Net(VirtioDevice):
         return self.mtu if self.negotiated(NetFeature.MTU) else None
 
     def fill_config(self) -> None:
+        if not self.has_control:
+            return
         for index, byte in enumerate(self.mac):
             self.config.MAC[index] = byte
         status = NetStatus.LINK_UP if self._link else NetStatus(0)
