@@ -17,12 +17,12 @@ from types import TracebackType
 from typing import Self
 
 from iolane.bench.dpdk import Dpdk
+from iolane.bench.process import cpu_ns
 from iolane.errors import IolaneError
 
 PROMPT = "testpmd> "
 SECONDS = 30.0
 CHUNK = 1 << 16
-CPUCLOCK_SCHED = 2
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Testpmd:
 
     def cpu_ns(self) -> int:
         """Processor time that it has used."""
-        return time.clock_gettime_ns((~self.process.pid) << 3 | CPUCLOCK_SCHED)  # clock_getcpuclockid(3)
+        return cpu_ns(self.process.pid)
 
     def quit(self) -> None:
         """End it as its user does."""

@@ -11,7 +11,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,16 +20,15 @@ import msgspec
 
 from iolane.bench.document import machine, put_section
 from iolane.bench.native import build
+from iolane.bench.process import ServerProcess
 from iolane.engines.qemu.cache import Cache
 from iolane.errors import IolaneError
 
 LIMIT = 1.8
 """What a read through a register map with a hook, and a posted write, may cost at most, of C."""
-START_TIMEOUT = 30.0
 RUN_TIMEOUT = 300.0
 ACCESS_BYTES = 4
 PLAIN, HOOKED = 0x0, 0x4
-CPUCLOCK_SCHED = 2
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -100,28 +98,6 @@ class TrapBenchResult(msgspec.Struct, frozen=True):
         )
 
 
-class _Server:
-    """A server process, and the processor time that it has used."""
-
-    def __init__(self, command: list[str], socket: Path) -> None:
-        self.socket = socket
-        self.process = subprocess.Popen(
-            [*command, str(socket)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def wait_ready(self) -> None:
-        assert self.process.stdout is not None
-        if self.process.stdout.readline().strip() != "ready":
-            raise IolaneError(f"the server to be measured did not start (exit code {self.process.wait()})")
-
-    def cpu_ns(self) -> int:
-        return time.clock_gettime_ns((~self.process.pid) << 3 | CPUCLOCK_SCHED)  # clock_getcpuclockid(3)
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
 def run_trap_bench(
     *,
     rounds: int = 7,
@@ -168,11 +144,11 @@ def run_trap_bench(
 
 
 @contextmanager
-def _servers(programs: Path) -> Iterator[tuple[_Server, _Server]]:
+def _servers(programs: Path) -> Iterator[tuple[ServerProcess, ServerProcess]]:
     with tempfile.TemporaryDirectory(prefix="iolane-bench-") as folder:
-        bare = _Server([str(programs / "bare_server")], Path(folder) / "bare")
+        bare = ServerProcess([str(programs / "bare_server")], Path(folder) / "bare")
         try:
-            ours = _Server([sys.executable, "-m", "iolane.bench.trap_server"], Path(folder) / "iolane")
+            ours = ServerProcess([sys.executable, "-m", "iolane.bench.trap_server"], Path(folder) / "iolane")
             try:
                 bare.wait_ready()
                 ours.wait_ready()
@@ -183,7 +159,7 @@ def _servers(programs: Path) -> Iterator[tuple[_Server, _Server]]:
             bare.stop()
 
 
-def _measure(client: Path, server: _Server, case: Case, count: int) -> Figures:
+def _measure(client: Path, server: ServerProcess, case: Case, count: int) -> Figures:
     command = [
         str(client),
         str(server.socket),
