@@ -42,8 +42,9 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
 SECONDS = 60.0
 MB = 1_000_000
 CONTENT = InitramfsContent(modules=("virtio_pci", "virtio_net", "8021q"))
-VHOST, PCI, PASST = "vhost", "pci", "passt"
+VHOST, PCI, PASST, PEER, CABLE = "vhost", "pci", "passt", "peer", "cable"
 MACS = {VHOST: "52:54:00:00:00:01", PCI: "52:54:00:00:00:02", PASST: "52:54:00:00:00:03"}
+MACS |= {PEER: "52:54:00:00:00:04", CABLE: "52:54:00:00:00:05"}
 NETS = {VHOST: "10.71.0", PCI: "10.72.0"}
 PAIRS = 2
 VLAN = 7
@@ -85,6 +86,8 @@ def _serve(stack: contextlib.ExitStack, guest: Guest, workers: Workers) -> list[
     arguments = ["-a", "10.73.0.2", "-n", "255.255.255.0", "-g", "10.73.0.1", "-4"]
     options[PASST] = NetFunction(backend=PasstNet(arguments=arguments), mac=MACS[PASST])
     stack.callback(options[PASST].close)
+    options[PEER] = NetFunction(peer=f"listen:{folder / CABLE}", mac=MACS[PEER])
+    stack.callback(options[PEER].close)
     devices = []
     for name, function in options.items():
         server = stack.enter_context(VfioUserServer(function, folder / f"{name}.sock", workers=workers))
@@ -115,13 +118,15 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
         machine = QemuMachine(cache=cache)
         guest = Guest(machine, folder, namespace)
         devices = _serve(stack, guest, stack.enter_context(Workers(2)))
-        vhost = [
+        qemu = [
+            *("-netdev", f"stream,id=cable,server=off,addr.type=unix,addr.path={folder / CABLE}"),
+            *("-device", f"virtio-net-pci,netdev=cable,bus=port7,mac={MACS[CABLE]}"),
             *("-chardev", f"socket,id=net.socket,path={folder / f'{VHOST}.sock'}"),
             *("-netdev", f"vhost-user,id=net,chardev=net.socket,queues={PAIRS}"),
             *("-device", f"virtio-net-pci,netdev=net,bus=port8,mac={MACS[VHOST]},mq=on,vectors=6,id=vhost"),
         ]
         machine.config = MachineConfig(
-            name="net", cpus=2, devices=devices, content=CONTENT, extra_arguments=vhost
+            name="net", cpus=2, devices=devices, content=CONTENT, extra_arguments=qemu
         )
         stack.enter_context(machine)
         for name in MACS:
@@ -135,7 +140,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
 @pytest.fixture(autouse=True)
 def nothing_went_wrong(guest: Guest) -> Iterator[None]:
     yield
-    for name in MACS:
+    for name in guest.nets:
         shown = guest._functions[name].describe() if name in guest._functions else guest.nets[name].describe()
         assert shown["errors"] == 0, name
         assert shown["dma_faults"] == 0, name
@@ -239,6 +244,12 @@ def _carrier(guest: Guest, name: str, wanted: int) -> None:
 
 def _pings(guest: Guest, address: str) -> bool:
     return guest.machine.run(f"ping -c 1 -W 2 {address}").exit_code == 0
+
+
+def test_qemu_has_nothing_to_complain_of(guest: Guest) -> None:
+    now = guest.machine._now
+    assert now is not None
+    assert "warning" not in now.process.messages()
 
 
 def test_the_link_goes_down_and_up(guest: Guest) -> None:
@@ -352,7 +363,7 @@ def test_the_driver_can_come_back(guest: Guest) -> None:
     assert _pings(guest, f"{NETS[PCI]}.1")
 
 
-# passt, and captures.
+# passt, cables, and captures.
 
 
 def test_passt_gives_an_address_and_a_way_to_the_host(guest: Guest) -> None:
@@ -367,6 +378,19 @@ def test_passt_gives_an_address_and_a_way_to_the_host(guest: Guest) -> None:
         command = f"mkfifo /tmp/open; nc 10.73.0.1 {port} 0<>/tmp/open | md5sum"
         got = machine.check(command, timeout=120).split()[0]
     assert sent == [got]
+
+
+def test_a_cable_to_a_network_device_of_qemu_s_own(guest: Guest) -> None:
+    """`-netdev stream`: the guest asks on one interface, and answers on the other."""
+    machine, ours, theirs = guest.machine, guest.interfaces[PEER], guest.interfaces[CABLE]
+    machine.check(f"ip addr add 10.74.0.1/24 dev {ours}; ip link set {ours} up; ip link set {theirs} up")
+    _carrier(guest, PEER, 1)
+    seen = machine.run(f"arping -D -c 3 -w 10 -f -I {theirs} 10.74.0.1").output
+    assert MACS[PEER] in seen.lower(), seen
+    shown = guest._functions[PEER].describe()
+    assert shown["network_connected"] == 1
+    assert isinstance(shown["receive0.packets"], int)
+    assert shown["receive0.packets"] > 0
 
 
 def captured(path: Path) -> Iterator[bytes]:
