@@ -67,11 +67,9 @@ class Duel:
         outcome = self.compiled.run(ring)
         if name != "random" and expected.rejection is not ring.expected:
             raise Wrong(f"{name}: {expected.rejection!r}, not {ring.expected!r}")
-        if outcome.rejection is not expected.rejection:
-            raise Wrong(f"{name}: {outcome.rejection!r} compiled, {expected.rejection!r} readable")
         if outcome != expected:
-            if not self._reads_its_used_ring(ring, before):
-                raise Wrong(f"{name}: the disks or the guests' memory differ")
+            if not self._names_its_rings(ring, before):
+                raise Wrong(f"{name}: {outcome.rejection!r} compiled, {expected.rejection!r} readable")
             self.excused += 1
             self.compiled.set_disk(expected.disk)
         if expected.rejection is None:
@@ -80,13 +78,13 @@ class Duel:
             self.found[expected.rejection] += 1
 
     @staticmethod
-    def _reads_its_used_ring(ring: HostileRing, memory: bytes) -> bool:
-        """A chain with the used ring as data sees how much was published when: the planes' own business."""
-        at, end = ring.used, ring.used + 6 + 8 * SIZE
+    def _names_its_rings(ring: HostileRing, memory: bytes) -> bool:
+        """A chain with the rings as data: what it sees and does there is up to when a plane looks at them."""
+        end = max(ring.descriptors + 16 * SIZE, ring.available + 6 + 2 * SIZE, ring.used + 6 + 8 * SIZE)
         table = memory[ring.descriptors - START :][: 16 * SIZE]
         return any(
-            (address < end and at < address + length) or flags & DescriptorFlag.INDIRECT
-            for address, length, flags, _ in DESCRIPTOR.iter_unpack(table)
+            START <= address < end or flags & DescriptorFlag.INDIRECT
+            for address, _, flags, _ in DESCRIPTOR.iter_unpack(table)
         )
 
     def play_many(self, count: int) -> None:
@@ -130,9 +128,9 @@ def campaign(folder: Path, rings: int) -> None:
     ]
     found: Counter[str] = Counter()
     played = 0
-    for process in processes:
-        output, _ = process.communicate()
-        assert process.returncode == 0
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * PROCESSES
+    for output in outputs:
         for line in output.splitlines():
             name, count = line.split()
             found[name] += int(count)

@@ -13,7 +13,7 @@ from iolane.engines.qemu.cache import Cache
 from iolane.errors import IolaneError
 
 SOURCES = Path(__file__).parent / "native"
-FLAGS = ("-O2", "-std=gnu11", "-Wall")
+FLAGS = ("-O2", "-std=gnu11", "-Wall", "-pthread")
 
 
 def build(programs: Sequence[str], cache: Cache | None = None) -> Path:

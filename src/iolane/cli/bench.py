@@ -75,3 +75,40 @@ def _print(result: TrapBenchResult) -> None:
     print("\nthe ratio of posted writes is of their drain: wall time up to the reply of a read behind them")
     for name in result.over_limit:
         print(f"over the limit of {result.limit}: {name}")
+
+
+@app.command("block")
+def block(
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, metavar="N", help="How often each load is measured.")
+    ] = 3,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", metavar="DIR", help="Where the real file is made.")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option("--write", metavar="FILE", help="Put the result into this document.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing about progress.")] = False,
+    json: Json = False,
+) -> int:
+    """Measure block requests by vhost-user beside qemu-storage-daemon, and the machine's own limit.
+
+    A C front end, built on demand, loads all of them in turns within one run.
+
+    \b
+    Examples:
+      iolane bench block
+      iolane bench block --rounds 5 --json
+      iolane bench block --write docs/numbers.md
+    """
+    from iolane.bench.block import run_block_bench, to_markdown, write_numbers
+
+    report = (lambda line: None) if quiet else progress
+    result = run_block_bench(rounds=rounds, folder=folder, report=report)
+    if write is not None:
+        write_numbers(result, write)
+    if json:
+        print_json(result)
+    else:
+        print(to_markdown(result))
+    return 0

@@ -1,0 +1,357 @@
+"""`iolane bench block`: block requests by vhost-user beside qemu-storage-daemon, and the machine's own limit.
+
+One C front end, built on demand, loads every back end in turns within one run, so that whatever else the
+machine does meets them all. What counts are ratios.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+
+import msgspec
+
+from iolane.bench.document import machine, put_section
+from iolane.bench.native import build
+from iolane.bench.peers import Peer, fio, storage_daemon
+from iolane.engines.qemu.cache import Cache
+from iolane.errors import IolaneError
+
+TIMEOUT = 60.0
+CPUCLOCK_SCHED = 2
+OURS, URING, THREADS = "iolane", "qemu io_uring", "qemu threads"
+
+
+class Case(msgspec.Struct, frozen=True):
+    """A load."""
+
+    operation: str
+    order: str
+    size: int
+    depth: int
+    queues: int = 1
+
+    @property
+    def name(self) -> str:
+        """As the tables show it."""
+        size = f"{self.size >> 10} KiB"
+        queues = "" if self.queues == 1 else f", {self.queues} queues"
+        return f"{size} {self.order} {self.operation}, depth {self.depth}{queues}"
+
+
+CASES = (
+    *(Case(kind, "random", 4096, depth) for kind in ("read", "write") for depth in (1, 32)),
+    *(Case("read", "random", 4096, depth, 2) for depth in (1, 32)),
+    *(Case("read", "sequential", 131072, depth) for depth in (1, 32)),
+    Case("write", "sequential", 131072, 32),
+)
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """One measurement."""
+
+    rate: float
+    """Requests a second."""
+    p50: float
+    p99: float
+    """Nanoseconds."""
+    cpu: float
+    """Nanoseconds of the back end's processor time for each request."""
+
+
+class CaseResult(msgspec.Struct, frozen=True):
+    """Medians over the rounds, by back end. Ratios are medians of the rounds' ratios."""
+
+    case: Case
+    figures: dict[str, Figures]
+    rate_ratio: dict[str, float]
+    """iolane's rate to that peer's."""
+    cpu_ratio: dict[str, float]
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A kind of file, and what was measured on it."""
+
+    name: str
+    cases: tuple[CaseResult, ...]
+    limits: dict[str, float]
+    """4 KiB random reads a second of this machine without any back end."""
+
+
+class BlockBenchResult(msgspec.Struct, frozen=True):
+    """A whole run."""
+
+    command: str
+    machine: str
+    qemu: str
+    rounds: int
+    places: tuple[Place, ...]
+
+
+class _Server:
+    """A back end: its process, and the processor time that it has used."""
+
+    def __init__(self, command: list[str], socket: Path) -> None:
+        self.socket = socket
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+    def wait_ready(self) -> None:
+        until = time.monotonic() + TIMEOUT
+        while not self.socket.exists():
+            if self.process.poll() is not None or time.monotonic() > until:
+                raise IolaneError(f"{self.process.args!s:.200} did not start")
+            time.sleep(0.01)
+
+    def cpu_ns(self) -> int:
+        return time.clock_gettime_ns((~self.process.pid) << 3 | CPUCLOCK_SCHED)  # clock_getcpuclockid(3)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def run_block_bench(
+    *,
+    rounds: int = 3,
+    milliseconds: int = 300,
+    megabytes: int = 512,
+    folder: Path | None = None,
+    cache: Cache | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> BlockBenchResult:
+    """Measure, on tmpfs and past the page cache on a real file in `folder`.
+
+    Raises:
+        IolaneError: no C compiler, no archive, or a program failed.
+    """
+    if min(rounds, milliseconds, megabytes) < 1:
+        raise IolaneError("rounds, milliseconds and megabytes are at least 1")
+    cache = cache or Cache()
+    client = build(("block_client",), cache) / "block_client"
+    daemon, limit = storage_daemon(cache), fio(cache)
+    described = machine()
+    places = []
+    for name, parent, direct in (("tmpfs", Path("/dev/shm"), False), ("a real file, direct", folder, True)):
+        with tempfile.TemporaryDirectory(prefix="iolane-bench-", dir=parent) as scratch:
+            places.append(
+                _measure_place(
+                    name,
+                    Path(scratch),
+                    direct,
+                    client,
+                    daemon,
+                    limit,
+                    rounds,
+                    milliseconds,
+                    megabytes << 20,
+                    report,
+                )
+            )
+    return BlockBenchResult(
+        command=shlex.join(("iolane", "bench", "block", "--rounds", str(rounds))),
+        machine=described,
+        qemu=daemon.version,
+        rounds=rounds,
+        places=tuple(places),
+    )
+
+
+def _measure_place(
+    name: str,
+    scratch: Path,
+    direct: bool,
+    client: Path,
+    daemon: Peer,
+    limit: Peer,
+    rounds: int,
+    milliseconds: int,
+    span: int,
+    report: Callable[[str], None],
+) -> Place:
+    image = scratch / "image"
+    _fill(image, span)
+    measured: dict[tuple[Case, str], list[Figures]] = {}
+    limits: dict[str, list[float]] = {}
+    with _servers(scratch, image, direct, daemon) as servers:
+        for turn in range(rounds):
+            report(f"{name}: round {turn + 1} of {rounds}")
+            for case in CASES:
+                for peer, server in servers.items():
+                    figures = _measure(client, server, case, milliseconds, span)
+                    measured.setdefault((case, peer), []).append(figures)
+            for engine in ("mmap", "psync", "io_uring"):
+                if engine != "mmap" or not direct:
+                    limits.setdefault(f"fio {engine}", []).append(
+                        _fio(limit, engine, image, direct, milliseconds)
+                    )
+    cases = tuple(_summarize(case, {peer: measured[case, peer] for peer in servers}) for case in CASES)
+    return Place(name, cases, {engine: median(rates) for engine, rates in limits.items()})
+
+
+def _fill(image: Path, size: int) -> None:
+    block = os.urandom(1 << 20)
+    with image.open("wb") as file:
+        for _ in range(size >> 20):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _servers(scratch: Path, image: Path, direct: bool, daemon: Peer) -> Iterator[dict[str, _Server]]:
+    """Each with an image of its own: they lock it."""
+    commands = {}
+    for number, peer in enumerate((OURS, URING, THREADS)):
+        own, socket = scratch / f"image{number}", scratch / f"socket{number}"
+        shutil.copyfile(image, own)
+        if peer == OURS:
+            flags = ("2", "1" if direct else "0")
+            commands[peer] = [
+                sys.executable,
+                "-m",
+                "iolane.bench.block_server",
+                str(own),
+                *flags,
+                str(socket),
+            ]
+            continue
+        options = f"filename={own},aio={peer.split()[1]},cache.direct={'on' if direct else 'off'}"
+        export = f"addr.type=unix,addr.path={socket},writable=on,num-queues=2,iothread=thread"
+        commands[peer] = [
+            *daemon.command,
+            *("--object", "iothread,id=thread"),
+            *("--blockdev", f"driver=file,node-name=file,{options}"),
+            *("--export", f"type=vhost-user-blk,id=export,node-name=file,{export}"),
+        ]
+    with ExitStack() as stack:
+        servers = {}
+        for number, (peer, command) in enumerate(commands.items()):
+            servers[peer] = _Server(command, scratch / f"socket{number}")
+            stack.callback(servers[peer].stop)
+        for server in servers.values():
+            server.wait_ready()
+        yield servers
+
+
+def _measure(client: Path, server: _Server, case: Case, milliseconds: int, span: int) -> Figures:
+    words = (case.operation, case.order, case.size, case.depth, case.queues, milliseconds, span, 0)
+    command = [str(client), str(server.socket), *map(str, words)]
+    before = server.cpu_ns()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    except subprocess.TimeoutExpired:
+        raise IolaneError(f"{case.name}: the client did not end within {TIMEOUT:g} s") from None
+    if done.returncode:
+        raise IolaneError(f"{case.name}: the client failed: {done.stderr.strip()}")
+    requests, wall, p50, p99, total = (int(word) for word in done.stdout.split())
+    return Figures(requests * 1e9 / wall, p50, p99, (server.cpu_ns() - before) / total)
+
+
+def _fio(peer: Peer, engine: str, image: Path, direct: bool, milliseconds: int) -> float:
+    """4 KiB random reads a second without a back end."""
+    options = {
+        "name": "limit",
+        "filename": image,
+        "rw": "randread",
+        "bs": "4k",
+        "ioengine": engine,
+        "iodepth": 32,
+        "runtime": f"{milliseconds}ms",
+        "time_based": 1,
+        "direct": int(direct),
+        "output-format": "json",
+        "thread": 1,
+        "readonly": None,
+    }
+    words = [f"--{key}" if value is None else f"--{key}={value}" for key, value in options.items()]
+    done = subprocess.run(
+        [*peer.command, *words],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        cwd=image.parent,
+        check=False,
+    )
+    if done.returncode:
+        raise IolaneError(f"fio with {engine} failed: {done.stderr.strip()[:200]}")
+    found = msgspec.json.decode(done.stdout[done.stdout.index("{") :])
+    return float(found["jobs"][0]["read"]["iops"])
+
+
+def _summarize(case: Case, by_peer: dict[str, list[Figures]]) -> CaseResult:
+    ours = by_peer[OURS]
+
+    def ratio(peer: str, value: Callable[[Figures], float]) -> float:
+        return median(value(a) / value(b) for a, b in zip(ours, by_peer[peer], strict=True))
+
+    figures = {
+        peer: Figures(
+            *(median(getattr(item, field) for item in items) for field in Figures.__struct_fields__)
+        )
+        for peer, items in by_peer.items()
+    }
+    peers = [peer for peer in by_peer if peer != OURS]
+    return CaseResult(
+        case,
+        figures,
+        {peer: ratio(peer, lambda item: item.rate) for peer in peers},
+        {peer: ratio(peer, lambda item: item.cpu) for peer in peers},
+    )
+
+
+SECTION = "Blocks over vhost-user"
+
+
+def to_markdown(result: BlockBenchResult) -> str:
+    """The section of docs/numbers.md."""
+    lines = [
+        f"`{result.command}` on {result.machine}.",
+        "",
+        f"One C front end, which waits for interrupts, loads iolane and qemu-storage-daemon {result.qemu}",
+        f"(one iothread) in turns: medians of {result.rounds} rounds. Rates are thousands of requests",
+        "a second, times microseconds; CPU is the back end's for each request. A ratio is iolane's to that peer's.",
+    ]
+    for place in result.places:
+        lines += [
+            "",
+            f"On {place.name}:",
+            "",
+            "| load | iolane rate | p50 | p99 | CPU | io_uring rate | p50 | p99 | CPU | threads rate | CPU "
+            "| rate / io_uring | CPU / io_uring | rate / threads |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        for item in place.cases:
+            cells = []
+            for peer in (OURS, URING, THREADS):
+                one = item.figures[peer]
+                cells.append(f"{one.rate / 1000:.1f}")
+                cells += [f"{value / 1000:.1f}" for value in (one.p50, one.p99) if peer != THREADS]
+                cells.append(f"{one.cpu / 1000:.2f}")
+            cells += [f"**{item.rate_ratio[URING]:.2f}**", f"{item.cpu_ratio[URING]:.2f}"]
+            lines.append(f"| {item.case.name} | {' | '.join(cells)} | {item.rate_ratio[THREADS]:.2f} |")
+        shown = ", ".join(f"{engine} {rate / 1000:.0f}" for engine, rate in place.limits.items())
+        lines += [
+            "",
+            f"The machine's own limit, 4 KiB random reads without a back end, thousands a second: {shown}.",
+        ]
+        single, double = (
+            next(item for item in place.cases if item.case == Case("read", "random", 4096, 32, queues))
+            for queues in (1, 2)
+        )
+        spent = double.figures[OURS].cpu / single.figures[OURS].cpu
+        lines += [f"CPU for a request with two queues is {spent:.2f} of that with one (depth 32)."]
+    return "\n".join(lines)
+
+
+def write_numbers(result: BlockBenchResult, document: Path) -> None:
+    """Put the result into docs/numbers.md."""
+    put_section(document, SECTION, to_markdown(result))
