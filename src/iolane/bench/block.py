@@ -318,7 +318,8 @@ def to_markdown(result: BlockBenchResult) -> str:
         "",
         f"One C front end, which waits for interrupts, loads iolane and qemu-storage-daemon {result.qemu}",
         f"(one iothread) in turns: medians of {result.rounds} rounds. Rates are thousands of requests",
-        "a second, times microseconds; CPU is the back end's for each request. A ratio is iolane's to that peer's.",
+        "a second, times microseconds; CPU is the back end's for each request. A ratio is iolane's to that",
+        "peer's.",
     ]
     for place in result.places:
         lines += [
