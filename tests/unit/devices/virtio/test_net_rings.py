@@ -86,9 +86,11 @@ def test_what_is_offered(guest: Guest) -> None:
     """The control queue and what belongs to it is the front end's."""
     assert guest.front.client.get_queue_num() == PAIRS
     assert not guest.front.client.negotiated(ProtocolFeature.CONFIG)
-    for feature in (NetFeature.CTRL_VQ, NetFeature.MAC, NetFeature.STATUS, NetFeature.CTRL_RX):
+    assert BareNet(backend=guest.net, guest_announce=True).offered >> NetFeature.GUEST_ANNOUNCE & 1
+    absent = (NetFeature.GUEST_ANNOUNCE, NetFeature.CTRL_VQ, NetFeature.MAC)
+    for feature in (*absent, NetFeature.STATUS, NetFeature.CTRL_RX):
         assert not guest.front.features >> feature & 1
-    for feature in (NetFeature.MRG_RXBUF, NetFeature.MQ, NetFeature.HOST_TSO6, NetFeature.GUEST_ANNOUNCE):
+    for feature in (NetFeature.MRG_RXBUF, NetFeature.MQ, NetFeature.HOST_TSO6):
         assert guest.front.features >> feature & 1
 
 

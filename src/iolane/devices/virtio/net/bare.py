@@ -7,8 +7,10 @@ from typing import ClassVar
 
 from iolane.backends.net import Capture, NetBackend
 from iolane.devices.virtio.net.device import Net
+from iolane.devices.virtio.net.features import NetFeature
 from iolane.devices.virtio.net.network import open_network
 from iolane.model.registers import RegisterMap
+from iolane.model.virtio.features import mask
 
 
 class BareNet(Net):
@@ -22,6 +24,8 @@ class BareNet(Net):
         queues: queue pairs; more than one needs a tap.
         queue_size: largest size of a queue, a power of two.
         mtu: the longest packet, less its Ethernet header, that the guest is told of.
+        guest_announce: after a migration the guest announces itself, its VLANs included, rather than the front
+            end. A front end that has no control queue (User Mode Linux) can't drive such a device.
         pcap: a file for what passes.
     """
 
@@ -37,10 +41,12 @@ class BareNet(Net):
         queues: int = 1,
         queue_size: int = 1024,
         mtu: int | None = None,
+        guest_announce: bool = False,
         pcap: Path | None = None,
         backend: NetBackend | None = None,
         name: str | None = None,
     ) -> None:
+        self.guest_announce = guest_announce
         capture = None if pcap is None else Capture(pcap)
         network = backend
         try:
@@ -61,3 +67,7 @@ class BareNet(Net):
                 network.close()
             raise
         self.start()
+
+    def offered_features(self) -> int:
+        announce = mask((NetFeature.GUEST_ANNOUNCE,)) if self.guest_announce else 0
+        return super().offered_features() | announce

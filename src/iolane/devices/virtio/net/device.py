@@ -41,6 +41,7 @@ OF_CONTROL = (
     NetFeature.CTRL_VLAN,
     NetFeature.CTRL_RX_EXTRA,
     NetFeature.CTRL_MAC_ADDR,
+    NetFeature.GUEST_ANNOUNCE,
 )
 """What a device offers that has the control queue; over vhost-user these are the front end's."""
 MAX_PAIRS = 128
@@ -124,7 +125,7 @@ class Net(VirtioDevice):
     # Features and configuration (5.1.3, 5.1.4).
 
     def offered_features(self) -> int:
-        offered = mask((NetFeature.MRG_RXBUF, NetFeature.GUEST_ANNOUNCE))
+        offered = mask((NetFeature.MRG_RXBUF,))
         offered |= offload_features(self.backend.offloads)
         if self.has_control:
             offered |= mask(OF_CONTROL)
