@@ -24,7 +24,7 @@ class BareNet(Net):
         queues: queue pairs; more than one needs a tap.
         queue_size: largest size of a queue, a power of two.
         mtu: the longest packet, less its Ethernet header, that the guest is told of.
-        guest_announce: after a migration the guest announces itself, its VLANs included, rather than the front
+        guest_announce: after a migration the guest announces itself, VLANs included, rather than the front
             end. A front end that has no control queue (User Mode Linux) can't drive such a device.
         pcap: a file for what passes.
     """
