@@ -23,11 +23,11 @@ import msgspec
 from iolane.bench.document import machine, put_section
 from iolane.bench.native import build
 from iolane.bench.peers import Peer, fio, storage_daemon
+from iolane.bench.process import cpu_ns
 from iolane.engines.qemu.cache import Cache
 from iolane.errors import IolaneError
 
 TIMEOUT = 60.0
-CPUCLOCK_SCHED = 2
 OURS, URING, THREADS = "iolane", "qemu io_uring", "qemu threads"
 
 
@@ -112,7 +112,7 @@ class _Server:
             time.sleep(0.01)
 
     def cpu_ns(self) -> int:
-        return time.clock_gettime_ns((~self.process.pid) << 3 | CPUCLOCK_SCHED)  # clock_getcpuclockid(3)
+        return cpu_ns(self.process.pid)
 
     def stop(self) -> None:
         self.process.kill()

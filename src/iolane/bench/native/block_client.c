@@ -299,8 +299,10 @@ int main(int count, char **words)
         state(GET_VRING_BASE, i, 0);
         get();
     }
-    if (!kept)
+    if (!kept) {
+        fprintf(stderr, "no request came back in time\n");
         return 1;
+    }
     qsort(samples, kept, sizeof *samples, compare);
     printf("%lu %lu %u %u %lu\n", (unsigned long)requests, (unsigned long)duration, samples[kept / 2],
            samples[kept * 99 / 100], (unsigned long)total);
