@@ -45,4 +45,4 @@ def test_the_guests_of_the_readme(tmp_path: Path) -> None:
             guests += 1
             expected = said.removeprefix("...").split()
             assert done.stdout.split()[-len(expected) :] == expected, command
-    assert guests == 2
+    assert guests == 3
