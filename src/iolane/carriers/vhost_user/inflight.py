@@ -25,12 +25,11 @@ VERSION = 1
 ALIGNMENT = 64
 LARGEST_QUEUE = 32768
 
-_LAST_BATCH_HEAD_AT = 12
-_USED_INDEX_AT = 14
-_NEXT = Struct("<H")
-_COUNTER = Struct("<Q")
-_NEXT_AT = 6
-_COUNTER_AT = 8
+_VERSION_AT = 8 // 2
+_LAST_BATCH_HEAD_AT = 12 // 2
+_USED_INDEX_AT = 14 // 2
+_NEXT_AT = 6 // 2
+_COUNTER_AT = 8 // 8
 
 
 def queue_area(size: int) -> int:
@@ -132,6 +131,11 @@ class InflightQueue:
         self.size = size
         self.address = address
         self._view = view
+        self._u16 = view.cast("H")
+        """Where a value is stored at once: a back end may be killed at any instruction. (`struct.pack_into`
+        makes what it packs zero first.)
+        """
+        self._u64 = view.cast("Q")
         self._batch: list[int] = []
         self._counter = 0
 
@@ -148,7 +152,7 @@ class InflightQueue:
             return Recovery(base, [])
         batch = (used_index - tracked_index) & 0xFFFF
         self._finish_batch(last_batch_head, min(batch, self.size))
-        _NEXT.pack_into(self._view, _USED_INDEX_AT, used_index)
+        self._u16[_USED_INDEX_AT] = used_index
         found = []
         for head in range(min(self.size, ring_size)):
             in_flight, _, counter = ENTRY.unpack_from(self._view, self._entry(head))
@@ -159,8 +163,10 @@ class InflightQueue:
         return Recovery((used_index + len(found)) & 0xFFFF, [head for _, head in found])
 
     def _initialize(self, used_index: int) -> None:
+        """The version comes last: it says that the rest is there."""
         self._view[:] = bytes(len(self._view))
-        HEADER.pack_into(self._view, 0, 0, VERSION, self.size, 0, used_index)
+        self._view[: HEADER.size] = HEADER.pack(0, 0, self.size, 0, used_index)
+        self._u16[_VERSION_AT] = VERSION
 
     def _finish_batch(self, head: int, count: int) -> None:
         """The last batch became visible, but its entries may not have been cleared."""
@@ -168,7 +174,7 @@ class InflightQueue:
             if head >= self.size:
                 return
             self._view[self._entry(head)] = 0
-            (head,) = _NEXT.unpack_from(self._view, self._entry(head) + _NEXT_AT)
+            head = self._u16[self._entry(head) // 2 + _NEXT_AT]
 
     def _entry(self, head: int) -> int:
         return HEADER.size + ENTRY.size * head
@@ -177,7 +183,7 @@ class InflightQueue:
         """A chain was taken from the available ring. The entry's order is written before it counts."""
         if head < self.size:
             at = self._entry(head)
-            _COUNTER.pack_into(self._view, at + _COUNTER_AT, self._counter)
+            self._u64[at // 8 + _COUNTER_AT] = self._counter
             self._view[at] = 1
             self._counter = (self._counter + 1) & (1 << 64) - 1
 
@@ -189,10 +195,8 @@ class InflightQueue:
     def give_back(self, head: int) -> None:
         """A chain was put into the used ring, where the driver can't see it yet."""
         if head < self.size:
-            last = self._view[_LAST_BATCH_HEAD_AT : _LAST_BATCH_HEAD_AT + _NEXT.size]
-            at = self._entry(head) + _NEXT_AT
-            self._view[at : at + _NEXT.size] = last
-            _NEXT.pack_into(self._view, _LAST_BATCH_HEAD_AT, head)
+            self._u16[self._entry(head) // 2 + _NEXT_AT] = self._u16[_LAST_BATCH_HEAD_AT]
+            self._u16[_LAST_BATCH_HEAD_AT] = head
             self._batch.append(head)
 
     def published(self, used_index: int) -> None:
@@ -200,4 +204,4 @@ class InflightQueue:
         for head in self._batch:
             self._view[self._entry(head)] = 0
         self._batch.clear()
-        _NEXT.pack_into(self._view, _USED_INDEX_AT, used_index)
+        self._u16[_USED_INDEX_AT] = used_index

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
+from struct import Struct
 from typing import Protocol
 
 from iolane.errors import IolaneError
@@ -20,6 +21,7 @@ from iolane.model.dma.table import NO_MAP, DmaMap, MapKind, MapTable
 from iolane.model.observers import Observers
 
 SPACE = 1 << 64
+_U16 = Struct("<H")
 FAULTS_KEPT = 256
 MAPS_LIMIT = 65535
 """Maps at most; QEMU's vfio-user client takes no more for granted (`max_dma_maps`)."""
@@ -278,6 +280,42 @@ class DmaSpace:
                         self._dirty.mark(iova, n)
                     return
         self._write_pieces(iova, data)
+
+    def load16(self, iova: int) -> int:
+        """A 16-bit number that the other side may change meanwhile: the one before or the one after.
+
+        `read` would mix both: the C library's memcpy loads two bytes as a byte and as a pair, so that an
+        index on its way from 0xFF to 0x100 could be read as 0x1FF.
+        """
+        hit = self._hit
+        if not hit.start <= iova < hit.end:
+            hit = self._hit = self._table.find(iova) or NO_MAP
+        view = hit.readable
+        if self.enabled and view is not None and iova + 2 <= hit.end:
+            value: int = _U16.unpack_from(view, iova + hit.delta)[0]
+            if not hit.memory.broken:
+                self.bytes_read += 2
+                return value
+        return int.from_bytes(self.read(iova, 2), "little")
+
+    def store16(self, iova: int, value: int) -> None:
+        """A 16-bit number that the other side reads whenever it likes: in one store.
+
+        (`struct.pack_into` makes it zero first.)
+        """
+        hit = self._hit
+        if not hit.start <= iova < hit.end:
+            hit = self._hit = self._table.find(iova) or NO_MAP
+        view = hit.writable
+        if self.enabled and view is not None and iova + 2 <= hit.end:
+            at = iova + hit.delta
+            view[at : at + 2].cast("H")[0] = value
+            if not hit.memory.broken:
+                self.bytes_written += 2
+                if self._dirty is not None:
+                    self._dirty.mark(iova, 2)
+                return
+        self.write(iova, _U16.pack(value))
 
     def _read_pieces(self, iova: int, n: int) -> list[bytes]:
         parts = []

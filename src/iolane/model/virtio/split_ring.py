@@ -131,10 +131,16 @@ class SplitRing:
             raise BrokenRing.in_ring(fault) from None
 
     def _load(self, address: int) -> int:
-        return int.from_bytes(self._read(address, 2), "little")
+        try:
+            return self.dma.load16(address)
+        except DmaFault as fault:
+            raise BrokenRing.in_ring(fault) from None
 
     def _store(self, address: int, value: int) -> None:
-        self._write(address, (value & 0xFFFF).to_bytes(2, "little"))
+        try:
+            self.dma.store16(address, value & 0xFFFF)
+        except DmaFault as fault:
+            raise BrokenRing.in_ring(fault) from None
 
     # Available ring (2.7.6).
 

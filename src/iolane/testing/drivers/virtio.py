@@ -13,6 +13,7 @@ from iolane.memory.fence import fence
 from iolane.uapi.virtio import AVAIL_F_NO_INTERRUPT, USED_F_NO_NOTIFY, DescriptorFlag
 
 DESCRIPTOR = struct.Struct("<QIHH")
+_U16 = struct.Struct("<H")
 Piece = tuple[int, int]
 
 
@@ -38,6 +39,16 @@ class DriverMemory:
         """Put bytes at an address."""
         at = address - self.start
         self.view[at : at + len(data)] = data
+
+    def load16(self, address: int) -> int:
+        """A 16-bit number that the device may change meanwhile, at once (see `DmaSpace.load16`)."""
+        value: int = _U16.unpack_from(self.view, address - self.start)[0]
+        return value
+
+    def store16(self, address: int, value: int) -> None:
+        """A 16-bit number that the device reads whenever it likes, at once."""
+        at = address - self.start
+        self.view[at : at + 2].cast("H")[0] = value
 
     def allocate(self, length: int, align: int = 16) -> int:
         """The address of `length` zeroed bytes. Raises MemoryError when there is no such room."""
@@ -165,7 +176,7 @@ class DriverRing:
         self.memory.write(place, head.to_bytes(2, "little"))
         self.available_index = (self.available_index + 1) & 0xFFFF
         fence()
-        self.memory.write(self.available + 2, self.available_index.to_bytes(2, "little"))
+        self.memory.store16(self.available + 2, self.available_index)
 
     def kick(self) -> bool:
         """Tell the device, if it wants to know (2.7.10). True if it did."""
@@ -216,11 +227,11 @@ class DriverRing:
 
     def ask_interrupt(self, index: int) -> None:
         """used_event: interrupt when the used index passes this."""
-        self.memory.write(self.available + 4 + 2 * self.size, (index & 0xFFFF).to_bytes(2, "little"))
+        self.memory.store16(self.available + 4 + 2 * self.size, index & 0xFFFF)
 
     def suppress_interrupts(self, suppress: bool = True) -> None:
         """The flag of a driver without EVENT_IDX."""
         self.memory.write(self.available, (AVAIL_F_NO_INTERRUPT if suppress else 0).to_bytes(2, "little"))
 
     def _u16(self, address: int) -> int:
-        return int.from_bytes(self.memory.read(address, 2), "little")
+        return self.memory.load16(address)
