@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from iolane.errors import IolaneError
@@ -18,12 +19,24 @@ def cpu_ns(process: int) -> int:
 
 
 class ServerProcess:
-    """A server that takes its socket's path as the last word, says `ready` and serves until it is stopped."""
+    """A server that takes its socket's path as the last word, says `ready` and serves until it is stopped.
 
-    def __init__(self, command: Sequence[str], socket: Path) -> None:
+    Args:
+        command: the words before that.
+        socket: where it listens.
+        environment: beside what this process has.
+    """
+
+    def __init__(
+        self, command: Sequence[str], socket: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.socket = socket
         self.process = subprocess.Popen(
-            [*command, str(socket)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [*command, str(socket)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(environment or {})},
         )
 
     def wait_ready(self) -> None:
