@@ -283,7 +283,11 @@ def cells(figures: Figures | None) -> list[str]:
 
 def ratios(result: CaseResult) -> list[str]:
     """Ours to testpmd's: rate and processor time."""
-    return ["-" if value is None else f"{value:.2g}" for value in (result.ratio_rate, result.ratio_cpu)]
+    return ["-" if value is None else _ratio(value) for value in (result.ratio_rate, result.ratio_cpu)]
+
+
+def _ratio(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def to_markdown(result: NetBenchResult) -> str:

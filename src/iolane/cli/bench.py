@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from iolane.cli.bench_net import net
 from iolane.cli.output import Json, print_json, print_table, progress
 
 if TYPE_CHECKING:
@@ -112,3 +113,6 @@ def block(
     else:
         print(to_markdown(result))
     return 0
+
+
+app.command("net")(net)
