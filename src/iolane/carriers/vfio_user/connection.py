@@ -26,6 +26,7 @@ from iolane.carriers.vfio_user.protocol import (
     Command,
     DeviceFlag,
     HeaderFlag,
+    MigrationState,
 )
 from iolane.carriers.vfio_user.regions import RegionCommands
 from iolane.carriers.vfio_user.rejection import ENDS_CONNECTION, RefusedError, Rejection, Statistics
@@ -247,6 +248,7 @@ class Connection:
         self._session.peer = peer
         self._message_dma.chunk = min(CHUNK, peer.max_data_xfer_size)
         self.negotiated = True
+        self._session.enter(MigrationState.RUNNING)
         limit_receive(self._socket, 0)
         with self._device.lock:
             self._device.dma.indirect = self._message_dma

@@ -77,8 +77,9 @@ class Session:
         self.peer = Peer()
         self.state = MigrationState.RUNNING
         self.open_regions: dict[int, Region] = {}
-        """Regions whose reads and writes need no look at the migration state: all while the device runs."""
-        self.enter(MigrationState.RUNNING)
+        """Regions whose reads and writes need no look at the state: all while the device runs, and none
+        before the client negotiated.
+        """
 
     def region(self, index: int) -> Region | None:
         """The region of `index`, None where the function has none. Refused if there is no such index."""

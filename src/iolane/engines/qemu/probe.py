@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from iolane.engines.qemu.kernel import Flavour, debian_kernel
 from iolane.engines.qemu.launch import Running
 from iolane.engines.qemu.provision import Qemu
 from iolane.errors import IolaneError
+
+CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[0-~])?|[\x00-\x08\x0b-\x1f\x7f]")
+"""Escape sequences and control characters, which a console is full of and a message is not."""
 
 TRY_SECONDS = 12.0
 TRY_SECONDS_WITHOUT_EXTENSIONS = 4.0
@@ -88,7 +92,7 @@ def _try_kvm(qemu: Qemu, cache: Cache) -> Verdict:
         return Verdict(Accelerator.KVM, f"a Linux guest was up in {time.monotonic() - started:.1f} s")
     except IolaneError as error:
         said = "; ".join(running.process.messages().splitlines()[-2:])
-        shown = running.console.tail(1)
+        shown = CONTROL.sub("", running.console.tail(1)).strip()
         details = [error.message, said, f"console: {shown}" if shown else "nothing on the console"]
         if not real:
             details.append("the processor offers neither VT-x nor SVM")

@@ -279,3 +279,14 @@ def test_a_client_with_unread_messages_sees_an_end_and_no_reset(server: VfioUser
         client.socket.settimeout(5)
         while client.socket.recv(4096):
             pass
+
+
+@pytest.mark.parametrize("command", [9, 10])
+def test_no_region_is_touched_before_version(server: VfioUserServer, device: Sample, command: int) -> None:
+    """ "VFIO_USER_VERSION" comes first; the fast path of reads and writes knows that, too."""
+    with RawClient(server.path) as client:
+        client.send(command, struct.pack("<QII", 0, 0, 4) + (bytes(4) if command == 10 else b""))
+        assert client.ended()
+    assert server.wait_idle(5)
+    assert server.statistics.as_dict()["rejected_version_first"] == 1
+    assert (server.statistics.reads, server.statistics.writes) == (0, 0)
