@@ -287,6 +287,27 @@ def test_a_killed_device_process_is_told_of_and_the_guest_survives(env: dict[str
         assert "to recover" in last
 
 
+def test_disks_in_both_lanes(env: dict[str, str], tmp_path: Path) -> None:
+    """What the guest writes through one driver is in that disk's image; each lane is counted."""
+    images = [tmp_path / name for name in ("a.raw", "b.raw")]
+    for image in images:
+        image.write_bytes(os.urandom(1 << 20))
+    copy = "dd if=/dev/nvme0n1 of=/dev/vda bs=64k oflag=direct conv=fsync && echo $(cat /sys/block/vda/serial)"
+    first, second = f"{images[0]},serial=mine,queues=2", f"{images[1]},lane=emulated,read_only=on"
+    done = run("run", "--json", "--disk", first, "--disk", second, "--net", "none", "--", copy, env=env)
+    assert done.returncode == 0, done.stderr + done.stdout
+    result = json.loads(done.stdout)
+    assert [line for line in result["output"].splitlines() if "records" not in line] == ["mine"]
+    assert images[0].read_bytes() == images[1].read_bytes()
+    devices = {device["name"]: device for device in result["devices"]}
+    assert devices.keys() == {"block0", "nvme0"}
+    block, nvme = devices["block0"], devices["nvme0"]
+    assert block["counters"]["traps"] == 0 < block["counters"]["kicks"]
+    assert sum(block["statistics"][f"requests{queue}.chains"] for queue in (0, 1)) >= 16
+    assert nvme["counters"]["traps"] > 0
+    assert [device["counters"]["rejected"] for device in devices.values()] == [0, 0]
+
+
 def test_the_demo_in_a_fresh_folder(env: dict[str, str], tmp_path: Path) -> None:
     here = tmp_path / "here"
     here.mkdir()

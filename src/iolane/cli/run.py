@@ -118,6 +118,7 @@ def run(
       iolane run --disk disk.raw -- cat /proc/partitions
       iolane run --disk disk.raw,lane=emulated -- cat /proc/partitions
       iolane run --net tap=tap0 -- 'ifconfig eth0 10.0.0.2 && ping -c 1 10.0.0.1'
+      iolane run --net passt -- 'udhcpc -n -q -i eth0 && ifconfig eth0'
       iolane run --device examples/adder.py:Adder
       iolane run --device nvme,image=disk.raw -- cat /proc/partitions
       iolane run --device nvme,image=disk.raw --json -- 'md5sum < /dev/nvme0n1'

@@ -68,11 +68,11 @@ def serve(
         for problem in images_in_use(servers):
             progress(f"for now {problem.message}")
         ready = ready_lines(servers.endpoints[0])
-        if json:
-            print_json(ready, indent=0)
-        else:
-            _print(ready)
         with contextlib.suppress(Terminated):  # how a service is stopped
+            if json:
+                print_json(ready, indent=0)
+            else:
+                _print(ready)
             wait_for_end(lifeline)
     return 0
 

@@ -74,13 +74,15 @@ def _vfio_user_domain(argument: str) -> str:
 def _vhost_user_arguments(name: str, socket: Path, kind: VirtioKind) -> list[str]:
     if kind.type not in FRONT_ENDS:
         return []
-    return VhostUserDevice(name, socket, kind.type, kind.queues, kind.queue_size).arguments(None)
+    device = VhostUserDevice(name, socket, kind.type, kind.queues, kind.queue_size, mac=kind.mac)
+    return device.arguments(None)
 
 
 def _vhost_user_domain(socket: Path, kind: VirtioKind) -> str:
     """<disk type='vhostuser'> and <interface type='vhostuser'> of libvirt's formatdomain."""
     again = '<reconnect enabled="yes" timeout="1"/>'
     path = _attribute(str(socket))
+    element: tuple[str, ...]
     if kind.type is DeviceType.BLOCK:
         element = (
             '    <disk type="vhostuser" device="disk">',
@@ -92,6 +94,7 @@ def _vhost_user_domain(socket: Path, kind: VirtioKind) -> str:
     elif kind.type is DeviceType.NET:
         element = (
             '    <interface type="vhostuser">',
+            *([f'      <mac address="{kind.mac}"/>'] if kind.mac else []),
             f'      <source type="unix" path=\'{path}\' mode="client">{again}</source>',
             '      <model type="virtio"/>',
             f'      <driver queues="{kind.queues}"/>',

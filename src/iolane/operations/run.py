@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from iolane.backends.net.passt import VARIABLE as PASST_VARIABLE
 from iolane.carriers.control import DeviceReport
 from iolane.devices.specification import parse
 from iolane.engines.qemu.agent import Type
@@ -21,6 +22,7 @@ from iolane.engines.qemu.command_line import Accelerator, MachineDevice, VfioUse
 from iolane.engines.qemu.initramfs import InitramfsContent
 from iolane.engines.qemu.kernel import Flavour, GuestKernel, build_module, debian_kernel, own_kernel
 from iolane.engines.qemu.machine import MachineConfig, QemuMachine
+from iolane.engines.qemu.passt import obtain_passt
 from iolane.engines.qemu.probe import choose_accelerator
 from iolane.engines.qemu.provision import Qemu, obtain_qemu
 from iolane.engines.qemu.vhost_user import VhostUserDevice
@@ -43,6 +45,22 @@ STOCK_DRIVERS = {
     "rng": ("virtio_pci", "virtio-rng"),
 }
 """Modules that devices of these names need where the kernel does not hold them."""
+DHCP_SETUP = """
+mkdir -p /etc/udhcpc
+cat >/etc/udhcpc/default.script <<'END'
+#!/bin/sh
+case $1 in
+deconfig) ifconfig $interface 0.0.0.0 up ;;
+bound | renew)
+    ifconfig $interface $ip netmask ${subnet:-255.255.255.0} ${mtu:+mtu $mtu}
+    [ -z "$router" ] || route add default gw ${router%% *} dev $interface
+    for server in $dns; do echo nameserver $server; done >/etc/resolv.conf
+    ;;
+esac
+END
+chmod 755 /etc/udhcpc/default.script
+"""
+"""Has busybox's udhcpc do what it was told."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +178,7 @@ def machine_with_devices(
     """A started machine with its devices; everything is gone when it is left."""
     check(request)
     cache = Cache(report=report)
+    _provide_passt(request, cache)
     with DeviceServers(request.devices, trace=request.trace) as servers:
         names = [endpoint.name for endpoint in servers.endpoints]
         if request.boot is not None and request.boot not in names:
@@ -179,6 +198,13 @@ def machine_with_devices(
             if machine.config.has_agent:
                 report(f"up after {machine.boot_seconds:.1f} s")
             yield RunningGuest(machine, servers, engine)
+
+
+def _provide_passt(request: RunRequest, cache: Cache) -> None:
+    """Where passt is wanted and not installed, it is unpacked into the cache."""
+    wanted = [parse(device) for device in request.devices]
+    if any(device.name == "net" and "passt" in device.options for device in wanted):
+        os.environ.setdefault(PASST_VARIABLE, str(obtain_passt(cache)))
 
 
 def check(request: RunRequest) -> None:
@@ -237,7 +263,13 @@ def machine_device(endpoint: Endpoint, boot: str | None = None) -> MachineDevice
     if kind is None:
         return VfioUserDevice(endpoint.name, endpoint.socket, bootindex=bootindex)
     return VhostUserDevice(
-        endpoint.name, endpoint.socket, kind.type, kind.queues, kind.queue_size, bootindex=bootindex
+        endpoint.name,
+        endpoint.socket,
+        kind.type,
+        kind.queues,
+        kind.queue_size,
+        bootindex=bootindex,
+        mac=kind.mac,
     )
 
 
@@ -252,12 +284,13 @@ def _content(request: RunRequest, kernel: GuestKernel | None, cache: Cache) -> I
     if kernel is None or request.initrd is not None:
         return InitramfsContent()
     names = [module for module in request.modules if not _is_file(module)]
+    kinds = {parse(device).name for device in request.devices}
     if kernel.modules is not None:
-        kinds = {parse(device).name for device in request.devices}
         names += [driver for kind, drivers in STOCK_DRIVERS.items() if kind in kinds for driver in drivers]
     files = [Path(module) for module in request.modules if _is_file(module)]
     built = [file if file.suffix == ".ko" else build_module(kernel, file, cache) for file in files]
-    return InitramfsContent(modules=names, extra_modules=built)
+    setup = DHCP_SETUP if "net" in kinds else None
+    return InitramfsContent(modules=names, extra_modules=built, setup=setup)
 
 
 def _pass_on(kind: Type, data: bytes) -> None:

@@ -27,6 +27,7 @@ from iolane.carriers.vhost_user import VhostUserServer
 from iolane.devices.registry import carrier_of, create, create_virtio, resolve_virtio
 from iolane.devices.specification import Carrier, DeviceSpecification, parse
 from iolane.devices.virtio.block import Block
+from iolane.devices.virtio.net import Net
 from iolane.errors import IolaneError
 from iolane.model.virtio import VirtioDevice
 from iolane.model.workers import Workers
@@ -38,6 +39,8 @@ from iolane.operations.tracing import TraceRequest
 from iolane.uapi.virtio import DeviceType
 
 Served = ServedDevice | ServedVirtio
+MAC = re.compile(r"[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}")
+"""Of one interface, not of a group of them."""
 
 
 class VirtioKind(msgspec.Struct, frozen=True):
@@ -47,6 +50,8 @@ class VirtioKind(msgspec.Struct, frozen=True):
     queues: int = 1
     """As the user counts them: request queues of a disk, pairs of a network device."""
     queue_size: int | None = None
+    mac: str | None = None
+    """The front end keeps it."""
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -151,9 +156,10 @@ class DeviceServers:
         kind: VirtioKind | None = None
         served: Served
         if carrier_of(specification) is Carrier.VHOST_USER:
-            virtio = create_virtio(specification)
+            bare, mac = _without_mac(specification)
+            virtio = create_virtio(bare)
             stack.callback(virtio.close)
-            kind = _kind_of(virtio)
+            kind = _kind_of(virtio, mac)
             vhost_user = stack.enter_context(VhostUserServer(virtio, socket, workers=workers))
             served = ServedVirtio(virtio.name, virtio, vhost_user, socket)
         else:
@@ -180,15 +186,29 @@ def _kind(specification: DeviceSpecification) -> VirtioKind | None:
     if carrier_of(specification) is not Carrier.VHOST_USER:
         return None
     kind = resolve_virtio(specification.name)
-    [*_, queues] = specification.options.get("queues", ["1"])
-    return VirtioKind(kind.device_type, int(queues) if queues.isdecimal() else 1)
+    bare, mac = _without_mac(specification)
+    [*_, queues] = bare.options.get("queues", ["1"])
+    return VirtioKind(kind.device_type, int(queues) if queues.isdecimal() else 1, mac=mac)
 
 
-def _kind_of(device: VirtioDevice) -> VirtioKind:
+def _without_mac(specification: DeviceSpecification) -> tuple[DeviceSpecification, str | None]:
+    """With vhost-user a network device's address is told to the front end, not to the device."""
+    options = dict(specification.options)
+    given = options.pop("mac", None)
+    if given is None or specification.name != "net":
+        return specification, None
+    if len(given) > 1 or not MAC.fullmatch(given[0]):
+        raise IolaneError(
+            f"net: '{given[-1]}' is no address for a network device", remedy="mac=02:00:00:00:00:01"
+        )
+    return msgspec.structs.replace(specification, options=options), given[0]
+
+
+def _kind_of(device: VirtioDevice, mac: str | None) -> VirtioKind:
     """The same by the device itself."""
     queues = len(device.queues)
-    if device.device_type is DeviceType.NET:
-        return VirtioKind(device.device_type, max(1, queues // 2))
+    if isinstance(device, Net):
+        return VirtioKind(device.device_type, max(1, queues // 2), mac=mac or device.permanent_mac.hex(":"))
     return VirtioKind(device.device_type, queues, device.queues[0].max_size)
 
 

@@ -56,6 +56,63 @@ CONSOLE_ARGUMENTS = ("run", "--device")
             ("run", "--trace", "loud", "--", "ls"),
             "no trace level is called 'loud' (known: counters, fields, off, ",
         ),
+        (("run", "--disk", "", "--", "ls"), "disk '' has no file (FILE[,lane=paravirtual|emulated]"),
+        (("run", "--disk", "lane=emulated", "--", "ls"), "disk 'lane=emulated' has no file"),
+        (
+            ("run", "--disk", "a.raw,lane=passthrough", "--", "ls"),
+            "disk 'a.raw,lane=passthrough': an image has no lane 'passthrough' (known: ",
+        ),
+        (
+            ("run", "--disk", "a.raw,lane=paravirtal", "--", "ls"),
+            "disk 'a.raw,lane=paravirtal': an image has",
+        ),
+        (
+            ("run", "--disk", "a,lane=emulated,lane=emulated"),
+            "disk 'a,lane=emulated,lane=emulated': lane is g",
+        ),
+        (
+            ("run", "--disk", "/nonexistent/a.raw", "--", "ls"),
+            "block: there is no image /nonexistent/a.raw (make",
+        ),
+        (
+            ("run", "--disk", "/nonexistent/a.raw,lane=emulated", "--", "ls"),
+            "nvme: there is no image /nonexistent/a.raw (make ",
+        ),
+        (("run", "--disk", "{file_}", "--", "ls"), "block: the image has "),
+        (
+            ("run", "--disk", "{file_},block_size=7", "--", "ls"),
+            "block: blocks have 512, 1024, 2048 or 4096 b",
+        ),
+        (("run", "--disk", "{file_},colour=red", "--", "ls"), "block: Block has no option 'colour' (known: "),
+        (("run", "--net", "tun0", "--", "ls"), "net 'tun0': there is no such network (write tap=NAME, passt"),
+        (("run", "--net", "tap=", "--", "ls"), "net 'tap=': which tap device? (write tap=NAME)"),
+        (("run", "--net", "none,mtu=9000", "--", "ls"), "net 'none,mtu=9000': no network has no mtu"),
+        (("run", "--net", "tap=much-too-long-a-name", "--", "ls"), "net: "),
+        (("run", "--net", "tap=t0,mac=01:00:00:00:00:00", "--", "ls"), "net: '01:00:00:00:00:00' is no addr"),
+        (
+            ("run", "--device", "edu,carrier=vhost-user", "--", "ls"),
+            "edu is no virtio device: vhost-user can't carry it (leave carrier=vhost-user out)",
+        ),
+        (
+            ("run", "--device", "edu,carrier=pigeon", "--", "ls"),
+            "device 'edu,carrier=pigeon': no carrier is ",
+        ),
+        (
+            ("run", "--device", "socket=/tmp/s,carrier=vhost-user", "--", "ls"),
+            "device 'socket=/tmp/s,carrier=vhost-user': QEMU must know what kind of device a vhost-user sock",
+        ),
+        (
+            ("run", "--device", "console,carrier=vhost-user", "--", "ls"),
+            "no vhost-user front end of QEMU is used for the console device console0 (carry it by vfio-user",
+        ),
+        (
+            ("serve", "block,image=a.raw,carrier=vfio-user", "--socket", "/tmp/s", "--carrier", "vhost-user"),
+            "two carriers: carrier=vfio-user and --carrier vhost-user",
+        ),
+        (
+            ("serve", "block,image=a.raw,presentation=intx", "--socket", "/tmp/s"),
+            "block: presentation= is for a PCI function of ours, with vhost-user it is QEMU's (add carrier=v",
+        ),
         (
             ("serve", "edu", "--socket", "/nonexistent/s"),
             "socket /nonexistent/s: its folder does not exist (mkdir",
@@ -75,6 +132,7 @@ def test_what_can_not_be_done(
     broken = tmp_path / "broken.py"
     broken.write_text("x = 1\nprint(\n")
     names = {"file": ADDER.partition(":")[0], "broken": str(broken)}
+    names["file_"] = names["file"].replace(",", ",,")
     done = iolane(*(argument.format(**names) for argument in arguments), env=env, cwd=tmp_path)
     assert refused(done).startswith(line.format(**names))
     assert [entry.name for entry in runtime.rglob("*") if entry.name != "iolane"] == []
@@ -94,6 +152,9 @@ def test_what_can_not_be_done(
         (("run", "--memory", "", "--", "ls"), "invalid value: '' is not a size from 64M to 1024G"),
         (("run", "--accel", "fast", "--", "ls"), "invalid value for '--accel'"),
         (("serve", "edu"), "missing option '--socket'"),
+        (("serve", "edu", "--socket", "/tmp/s", "--carrier", "pigeon"), "invalid value for '--carrier'"),
+        (("run", "--disk"), "option '--disk' requires an argument"),
+        (("run", "--net"), "option '--net' requires an argument"),
         (("serve", "--socket", "/tmp/s"), "missing argument 'DEVICE'"),
         (("serve", "edu", "more", "--socket", "/tmp/s"), "got unexpected extra argument"),
         (("trace", "x", "--level", "loud"), "invalid value for '--level'"),

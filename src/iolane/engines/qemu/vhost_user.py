@@ -21,9 +21,8 @@ RECONNECT_MS = 500
 FRONT_ENDS = {
     DeviceType.BLOCK: "vhost-user-blk-pci",
     DeviceType.NET: "virtio-net-pci",
-    DeviceType.RNG: "vhost-user-rng-pci",
 }
-"""The devices of QEMU 11 that know a kind of device; the others have none that interrupts and migrates."""
+"""The devices of QEMU 11 that know a kind of device, connect again and migrate; others are not used."""
 
 VECTORS_BESIDE_QUEUES = 2
 """Of a network device: configuration and control queue."""
@@ -49,7 +48,7 @@ class VhostUserDevice:
     def __post_init__(self) -> None:
         if self.kind not in FRONT_ENDS:
             raise IolaneError(
-                f"QEMU has no vhost-user front end for the {self.kind.name.lower()} device {self.id}",
+                f"no vhost-user front end of QEMU is used for the {self.kind.name.lower()} device {self.id}",
                 remedy="carry it by vfio-user: carrier=vfio-user",
             )
 
@@ -77,10 +76,7 @@ class VhostUserDevice:
     def arguments(self, port: str | None) -> list[str]:
         """Of the command line."""
         path = str(self.socket.absolute()).replace(",", ",,")
-        arguments = [
-            "-chardev",
-            f"socket,id={self._chardev},path={path},reconnect-ms={RECONNECT_MS}",
-        ]
+        arguments = ["-chardev", f"socket,id={self._chardev},path={path},reconnect-ms={RECONNECT_MS}"]
         if self.kind is DeviceType.NET:
             netdev = f"vhost-user,id={self._netdev},chardev={self._chardev},queues={self.queues}"
             arguments += ["-netdev", netdev]
