@@ -292,7 +292,9 @@ def test_disks_in_both_lanes(env: dict[str, str], tmp_path: Path) -> None:
     images = [tmp_path / name for name in ("a.raw", "b.raw")]
     for image in images:
         image.write_bytes(os.urandom(1 << 20))
-    copy = "dd if=/dev/nvme0n1 of=/dev/vda bs=64k oflag=direct conv=fsync && echo $(cat /sys/block/vda/serial)"
+    copy = (
+        "dd if=/dev/nvme0n1 of=/dev/vda bs=64k oflag=direct conv=fsync && echo $(cat /sys/block/vda/serial)"
+    )
     first, second = f"{images[0]},serial=mine,queues=2", f"{images[1]},lane=emulated,read_only=on"
     done = run("run", "--json", "--disk", first, "--disk", second, "--net", "none", "--", copy, env=env)
     assert done.returncode == 0, done.stderr + done.stdout
