@@ -46,7 +46,8 @@ def test_ready_lines_of_a_disk(image: Path, env: dict[str, str], runtime: Path) 
     }
     domain = ElementTree.fromstring(str(ready["libvirt"]))
     source = domain.find("devices/disk[@type='vhostuser']/source[@type='unix']")
-    assert source is not None and source.get("path") == str(path)
+    assert source is not None
+    assert source.get("path") == str(path)
     assert domain.find("memoryBacking/access[@mode='shared']") is not None
     assert ready["uml"] == f"virtio_uml.device={path}:2"
 
@@ -56,7 +57,8 @@ def test_ready_lines_of_others(image: Path, env: dict[str, str], runtime: Path) 
     ready = ready_of(listening, "--socket", str(runtime / "s"), env=env)
     assert json.loads(ready["qemu"][-1])["mac"] == "02:00:00:00:00:01"  # type: ignore[index]
     address = ElementTree.fromstring(str(ready["libvirt"])).find("devices/interface[@type='vhostuser']/mac")
-    assert address is not None and address.get("address") == "02:00:00:00:00:01"
+    assert address is not None
+    assert address.get("address") == "02:00:00:00:00:01"
     ready = ready_of("console", "--socket", str(runtime / "s"), "--carrier", "vhost-user", env=env)
     assert (ready["qemu"], ready["libvirt"]) == ([], "")
     ready = ready_of(
