@@ -51,15 +51,16 @@ def net(
 
 
 def _print(result: NetBenchResult) -> None:
-    from iolane.bench.net import cells, ratios
+    from iolane.bench.net import cells, losses, ratios
 
     beside = f"testpmd {result.dpdk}" if result.dpdk else f"without testpmd: {result.without}"
     print(f"{result.machine}; {beside}; medians of {result.rounds} rounds\n")
-    header = ("packets", "server", "packets/s", "CPU us", "p50 us", "p99 us", "lost", "ratio", "CPU ratio")
+    header = ("packets", "server", "packets/s", "CPU us", "p50 us", "p99 us", "ratio", "CPU ratio")
     rows: list[tuple[str, ...]] = []
     for item in result.cases:
         if item.testpmd is not None:
             rows.append((item.case.name, "testpmd", *cells(item.testpmd), "", ""))
         rows.append((item.case.name, "iolane", *cells(item.iolane), *ratios(item)))
     print_table(header, rows, numeric=header[2:])
-    print("\nratios are iolane's to testpmd's: more packets are better, less CPU is better")
+    print(f"\n{losses(result)}")
+    print("ratios are iolane's to testpmd's: more packets are better, less CPU is better")

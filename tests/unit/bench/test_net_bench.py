@@ -44,7 +44,7 @@ def check(result: NetBenchResult) -> None:
 
 
 def test_both_are_measured(tmp_path: Path) -> None:
-    result = run_net_bench(rounds=1, milliseconds=100, cases=FEW)
+    result = run_net_bench(rounds=1, milliseconds=300, cases=FEW)
     if result.dpdk is None:
         pytest.skip(f"NOT MEASURED BESIDE TESTPMD: {result.without}")
     check(result)
@@ -65,7 +65,7 @@ def test_without_testpmd_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(net, "obtain_dpdk", nothing)
     told: list[str] = []
-    result = run_net_bench(rounds=1, milliseconds=50, cases=FEW, report=told.append)
+    result = run_net_bench(rounds=1, milliseconds=300, cases=FEW, report=told.append)
     check(result)
     assert told[0] == "without testpmd: no archive here"
     assert (result.dpdk, result.without) == (None, "no archive here")

@@ -226,7 +226,7 @@ int main(int words, char **word)
     stop_ring(0);
     stop_ring(1);
     if (!packets) {
-        fprintf(stderr, "no packet passed\n");
+        fprintf(stderr, "no packet passed in time, %lu before and after\n", (unsigned long)total);
         return 1;
     }
     uint64_t kept = strcmp(word[2], "echo") ? 0 : packets < SAMPLES ? packets : SAMPLES;
