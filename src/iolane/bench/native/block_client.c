@@ -6,35 +6,19 @@
  * Prints: REQUESTS WALL_NS P50_NS P99_NS TOTAL. TOTAL also has those of the warm-up, a fifth of the time.
  */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/eventfd.h>
-#include <sys/mman.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <time.h>
-#include <unistd.h>
+
+#include "front_end.h"
 
 #define QUEUE_SIZE 128
-#define GUEST 0x100000000ULL
 #define HEAD_ROOM 0x10000 /* rings, headers and statuses of a queue */
 #define SAMPLES (1 << 20)
 #define EVENT_IDX 29
-#define PROTOCOL_FEATURES 30
-#define VERSION_1 32
+#define FLUSH 9
+#define MQ 12
 
-enum { GET_FEATURES = 1, SET_FEATURES = 2, SET_OWNER = 3, SET_MEM_TABLE = 5, SET_VRING_NUM = 8, SET_VRING_ADDR = 9,
-       SET_VRING_BASE = 10, GET_VRING_BASE = 11, SET_VRING_KICK = 12, SET_VRING_CALL = 13,
-       GET_PROTOCOL_FEATURES = 15, SET_PROTOCOL_FEATURES = 16, SET_VRING_ENABLE = 18 };
-
-struct descriptor { uint64_t address; uint32_t length; uint16_t flags, next; };
-struct used_element { uint32_t head, written; };
 struct header { uint32_t type, reserved; uint64_t sector; };
 
 struct queue {
@@ -53,77 +37,9 @@ struct queue {
     uint16_t available_index, used_index;
 };
 
-static int server, depth, queues, writes, sequential;
+static int depth, queues, writes, sequential;
 static uint32_t bytes;
-static uint64_t span, spin, warm_until, until, memory_size;
-
-static uint64_t now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec * 1000000000ULL + time.tv_nsec;
-}
-
-static void fail(const char *what)
-{
-    perror(what);
-    exit(1);
-}
-
-static void put(uint32_t request, const void *payload, uint32_t size, int fd)
-{
-    uint32_t head[3] = {request, 1, size};
-    struct iovec parts[2] = {{head, sizeof head}, {(void *)payload, size}};
-    union { char room[CMSG_SPACE(sizeof(int))]; struct cmsghdr align; } control;
-    struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
-    if (fd >= 0) {
-        message.msg_control = control.room;
-        message.msg_controllen = sizeof control.room;
-        struct cmsghdr *cmsg = CMSG_FIRSTHDR(&message);
-        cmsg->cmsg_level = SOL_SOCKET;
-        cmsg->cmsg_type = SCM_RIGHTS;
-        cmsg->cmsg_len = CMSG_LEN(sizeof(int));
-        memcpy(CMSG_DATA(cmsg), &fd, sizeof(int));
-    }
-    if (sendmsg(server, &message, MSG_NOSIGNAL) != (ssize_t)(sizeof head + size))
-        fail("sendmsg");
-}
-
-static uint64_t get(void)
-{
-    struct { uint32_t head[3]; uint64_t value; } __attribute__((packed)) reply;
-    if (recv(server, &reply, sizeof reply, MSG_WAITALL) != sizeof reply)
-        fail("recv");
-    return reply.value;
-}
-
-static void number(uint32_t request, uint64_t value) { put(request, &value, sizeof value, -1); }
-
-static void state(uint32_t request, uint32_t index, uint32_t value)
-{
-    uint32_t payload[2] = {index, value};
-    put(request, payload, sizeof payload, -1);
-}
-
-static void signal_fd(uint32_t request, uint64_t index, int fd) { put(request, &index, sizeof index, fd); }
-
-static void negotiate(int memory, unsigned char *base)
-{
-    put(GET_FEATURES, NULL, 0, -1);
-    uint64_t features = get();
-    if (!(features >> PROTOCOL_FEATURES & 1) || !(features >> VERSION_1 & 1)) {
-        fprintf(stderr, "the back end offers features %#lx\n", (unsigned long)features);
-        exit(1);
-    }
-    put(GET_PROTOCOL_FEATURES, NULL, 0, -1);
-    uint64_t protocol = get();
-    number(SET_PROTOCOL_FEATURES, protocol & 1); /* MQ */
-    put(SET_OWNER, NULL, 0, -1);
-    number(SET_FEATURES, features & (1ULL << EVENT_IDX | 1ULL << PROTOCOL_FEATURES | 1ULL << VERSION_1 | 1ULL << 12 | 1ULL << 9));
-    struct { uint32_t count, padding; uint64_t guest, size, user, offset; } table = {
-        1, 0, GUEST, memory_size, (uintptr_t)base, 0};
-    put(SET_MEM_TABLE, &table, sizeof table, memory);
-}
+static uint64_t span, spin, warm_until, until;
 
 static void prepare(struct queue *q, unsigned char *base, uint64_t room)
 {
@@ -146,14 +62,7 @@ static void prepare(struct queue *q, unsigned char *base, uint64_t room)
         q->table[3 * i + 1] = (struct descriptor){q->guest + HEAD_ROOM + (uint64_t)i * bytes, bytes, 1 | flag, 3 * i + 2};
         q->table[3 * i + 2] = (struct descriptor){q->guest + 0xc000 + i, 1, 2, 0};
     }
-    struct { uint32_t index, flags; uint64_t table, used, available, log; } address = {
-        q->index, 0, (uintptr_t)q->table, (uintptr_t)q->used, (uintptr_t)q->available, 0};
-    state(SET_VRING_NUM, q->index, QUEUE_SIZE * 4);
-    put(SET_VRING_ADDR, &address, sizeof address, -1);
-    state(SET_VRING_BASE, q->index, 0);
-    signal_fd(SET_VRING_CALL, q->index, q->call);
-    signal_fd(SET_VRING_KICK, q->index, q->kick);
-    state(SET_VRING_ENABLE, q->index, 1);
+    start_ring(q->index, QUEUE_SIZE * 4, q->table, (void *)q->available, (void *)q->used, q->kick, q->call);
 }
 
 static void offer(struct queue *q, int slot, uint64_t time)
@@ -258,23 +167,14 @@ int main(int count, char **words)
     span = atoll(words[8]), spin = atoll(words[9]);
     if (depth < 1 || depth > QUEUE_SIZE || queues < 1 || queues > 16 || bytes % 512 || span < bytes)
         return 2;
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    strncpy(address.sun_path, words[1], sizeof address.sun_path - 1);
-    server = socket(AF_UNIX, SOCK_STREAM, 0);
-    if (connect(server, (struct sockaddr *)&address, sizeof address))
-        fail("connect");
+    connect_to(words[1]);
     uint64_t room = HEAD_ROOM + (((uint64_t)depth * bytes + 0xfff) & ~0xfffULL);
-    memory_size = room * queues;
-    int memory = memfd_create("guest", MFD_CLOEXEC);
-    if (memory < 0 || ftruncate(memory, memory_size))
-        fail("memfd");
-    unsigned char *base = mmap(NULL, memory_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, memory, 0);
-    if (base == MAP_FAILED)
-        fail("mmap");
+    int memory;
+    unsigned char *base = make_memory(room * queues, &memory);
     for (uint64_t i = 0; i < queues * room; i += 8) /* not all the same byte */
         if (i % room >= HEAD_ROOM)
             *(uint64_t *)(base + i) = i * 0x9e3779b97f4a7c15ULL;
-    negotiate(memory, base);
+    negotiate(memory, base, room * queues, BIT(EVENT_IDX) | BIT(MQ) | BIT(FLUSH));
     struct queue *all = calloc(queues, sizeof *all);
     for (int i = 0; i < queues; i++) {
         all[i].index = i;
@@ -295,10 +195,8 @@ int main(int count, char **words)
         memcpy(samples + kept, all[i].samples, some * sizeof *samples);
         kept += some;
     }
-    for (int i = 0; i < queues; i++) {
-        state(GET_VRING_BASE, i, 0);
-        get();
-    }
+    for (int i = 0; i < queues; i++)
+        stop_ring(i);
     if (!kept) {
         fprintf(stderr, "no request came back in time\n");
         return 1;
