@@ -19,6 +19,7 @@ from iolane.bench.testpmd import Testpmd
 from iolane.carriers.vhost_user import VhostUserServer
 from iolane.carriers.vhost_user.choice import PLANES
 from iolane.devices.virtio.net import BareNet
+from iolane.devices.virtio.net.features import NetFeature
 from iolane.engines.qemu.cache import Cache
 from iolane.errors import IolaneError
 from iolane.model.workers import Workers
@@ -52,9 +53,10 @@ def serve(stack: ExitStack, path: Path, net: BareNet) -> VhostUserServer:
     return stack.enter_context(VhostUserServer(net, path, workers=stack.enter_context(Workers(2))))
 
 
-def port(stack: ExitStack, dpdk: Dpdk, path: Path, mode: str) -> Testpmd:
+def port(stack: ExitStack, dpdk: Dpdk, path: Path, mode: str, pairs: int = 1) -> Testpmd:
     """A testpmd whose one port is a front end, and which forwards already."""
-    testpmd = Testpmd(dpdk, f"net_virtio_user0,path={path},server=0", "--port-topology=loop")
+    vdev = f"net_virtio_user0,path={path},server=0,queues={pairs}"
+    testpmd = Testpmd(dpdk, vdev, "--port-topology=loop", f"--rxq={pairs}", f"--txq={pairs}")
     stack.enter_context(testpmd)
     testpmd.run(f"set fwd {mode}")
     testpmd.run("start")
@@ -111,6 +113,26 @@ def test_every_byte_goes_to_the_front_end_and_back(dpdk: Dpdk, stack: ExitStack,
     shown = healthy(net)
     assert shown["receive0.packets"] == shown["transmit0.packets"] == rounds * ROUND
     assert shown["receive0.packet_bytes"] == shown["transmit0.packet_bytes"] == total
+
+
+def test_two_queue_pairs(dpdk: Dpdk, stack: ExitStack, tmp_path: Path) -> None:
+    """MQ: what comes in one pair goes out in the same."""
+    network = MemoryNet(queues=2)
+    net = BareNet(backend=network, queues=2)
+    serve(stack, tmp_path / "net", net)
+    testpmd = port(stack, dpdk, tmp_path / "net", "macswap", pairs=2)
+    assert net.negotiated(NetFeature.MQ)
+    until(lambda: network.used == 2, "both pairs are in use")
+    sent = {queue: frames(queue) for queue in range(2)}
+    for queue, packets in sent.items():
+        network.feed(*packets, queue=queue)
+    until(lambda: len(network.sent) >= 2 * ROUND, f"{len(network.sent)} came back")
+    for queue, packets in sent.items():
+        came = [frame for number, _, frame in network.sent if number == queue]
+        assert came == [frame[6:12] + frame[:6] + frame[12:] for frame in packets]
+    assert testpmd.counters().received == testpmd.counters().sent == 2 * ROUND
+    assert net.describe()["transmit1.packets"] == ROUND
+    healthy(net)
 
 
 def test_stop_start_and_another_front_end(dpdk: Dpdk, stack: ExitStack, tmp_path: Path) -> None:
