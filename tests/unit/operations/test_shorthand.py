@@ -66,7 +66,7 @@ def test_networks(text: str, devices: list[str]) -> None:
 
 @pytest.mark.parametrize("text", ["", "tap", "tap=", "none,mtu=1", "user", "tap0", "=", "passt=on"])
 def test_no_networks(text: str) -> None:
-    with pytest.raises(IolaneError, match="^net '"):
+    with pytest.raises(IolaneError, match=r"^net '"):
         net_devices(text)
 
 

@@ -11,6 +11,7 @@ from typing import Protocol
 from iolane.errors import IolaneError
 from iolane.memory.files import MemoryFiles
 from iolane.memory.mapping import Mapping
+from iolane.model.dma.backing import Backing
 from iolane.model.dma.dirty import DirtyLog
 from iolane.model.dma.fault import DmaFault, FaultReason
 from iolane.model.dma.host import HostRegion
@@ -44,18 +45,6 @@ class WriteLog(Protocol):
     """Is told of each write, after it; of memory that `view` and `scatter` hand out, before."""
 
     def mark(self, iova: int, length: int) -> None: ...
-
-
-class _File:
-    """The views of one mapping that all its maps share: 65,535 maps of one file cost no memoryview each."""
-
-    __slots__ = ("maps", "readable", "writable")
-
-    def __init__(self, mapping: Mapping, writable: bool) -> None:
-        whole = memoryview(mapping)
-        self.readable = whole.toreadonly()
-        self.writable = whole if writable else None
-        self.maps = 0
 
 
 class DmaSpace:
@@ -92,8 +81,7 @@ class DmaSpace:
         self.bytes_read = 0
         self.bytes_written = 0
         self._lock = lock if lock is not None else threading.Condition(threading.RLock())
-        self._files = files if files is not None else MemoryFiles()
-        self._views: dict[Mapping, _File] = {}
+        self._backing = Backing(files if files is not None else MemoryFiles(), page_size)
         self._table = MapTable()
         self._unmapping = 0
         self._hit = NO_MAP
@@ -155,9 +143,9 @@ class DmaSpace:
                 raise MapOverlapError(f"DMA map {iova:#x} + {size:#x} overlaps the map at {other}")
             try:
                 if fd is not None:
-                    self._back_by_file(item, fd, offset)
+                    self._backing.by_file(item, fd, offset)
                 elif buffer is not None:
-                    self._back_by_buffer(item, memoryview(buffer).cast("B"), offset)
+                    self._backing.by_buffer(item, memoryview(buffer).cast("B"), offset)
             except BaseException:
                 self._table.remove_run(item, 1)
                 raise
@@ -166,35 +154,6 @@ class DmaSpace:
         """A range named by the guest's side; the end may be the very end of the address space."""
         if size <= 0 or iova < 0 or iova + size > SPACE:
             raise IolaneError(f"DMA {what} of {iova:#x} + {size:#x}: empty, or beyond 64 bits")
-
-    def _back_by_file(self, item: DmaMap, fd: int, offset: int) -> None:
-        if offset < 0 or offset & (self.page_size - 1):
-            raise IolaneError(f"DMA map at {item.start:#x}: file offset {offset:#x} is not on a page")
-        end = offset + item.end - item.start
-        item.kind = MapKind.FILE
-        writable = bool(item.permission & Permission.WRITE)
-        mapping = self._files.acquire(fd, writable, end=end)
-        file = self._views.get(mapping)
-        if file is None:
-            file = self._views[mapping] = _File(mapping, writable)
-        file.maps += 1
-        item.memory, item.delta = mapping, offset - item.start
-        if item.permission & Permission.READ:
-            item.readable = file.readable
-        if writable:
-            item.writable = file.writable
-
-    def _back_by_buffer(self, item: DmaMap, view: memoryview, offset: int) -> None:
-        if offset < 0 or offset + item.end - item.start > view.nbytes:
-            raise IolaneError(f"DMA map at {item.start:#x}: its buffer has only {view.nbytes:#x} bytes")
-        if item.permission & Permission.WRITE and view.readonly:
-            raise IolaneError(f"DMA map at {item.start:#x}: its buffer is read-only")
-        item.kind = MapKind.BUFFER
-        item.delta = offset - item.start
-        if item.permission & Permission.READ:
-            item.readable = view.toreadonly()
-        if item.permission & Permission.WRITE:
-            item.writable = view
 
     def unmap(self, iova: int, size: int) -> int:
         """Drop every map inside the range, once no work holds it. Returns the bytes dropped, maybe 0.
@@ -228,13 +187,7 @@ class DmaSpace:
         finally:
             self._unmapping -= 1
         for item in dropped:
-            item.readable = item.writable = None
-            if isinstance(item.memory, Mapping):
-                file = self._views[item.memory]
-                file.maps -= 1
-                if not file.maps:
-                    del self._views[item.memory]
-                self._files.release(item.memory)
+            self._backing.release(item)
 
     # Accesses.
 
