@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from contextlib import suppress
@@ -29,6 +30,7 @@ class BackendRequests:
         try:
             channel = socket.socket(fileno=fd)
         except OSError as error:
+            os.close(fd)
             raise RefusedError(Rejection.FD_KIND, f"no socket: {error.strerror}") from None
         if channel.family != socket.AF_UNIX or channel.type != socket.SOCK_STREAM:
             channel.close()
