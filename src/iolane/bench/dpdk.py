@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +67,18 @@ def obtain_dpdk(cache: Cache | None = None) -> Dpdk:
     prefix = chosen.tree(f"dpdk/{machine.codename}", lambda target: _unpack(archive, target))
     version = Manifest.read(prefix / "program").version(PACKAGE)
     assert version is not None
+    check_folder(chosen.root)
     return Dpdk(prefix, version)
+
+
+def check_folder(root: Path) -> None:
+    """DPDK loads no driver from below a folder that everybody may write (`eal_plugins_init`)."""
+    for folder in [root.absolute(), *root.absolute().parents]:
+        if folder.exists() and folder.stat().st_mode & stat.S_IWOTH:
+            raise IolaneError(
+                f"DPDK loads no drivers from {root}: everybody may write to {folder}",
+                remedy="name another cache folder by IOLANE_CACHE",
+            )
 
 
 def _unpack(archive: Archive, prefix: Path) -> None:

@@ -123,8 +123,10 @@ def test_two_processes_with_devices_of_one_name(env: dict[str, str], runtime: Pa
             assert f"{one.pid}/adder0" in line
             assert iolane("reset", f"{two.pid}/adder0", env=env).returncode == 0
             with VfioUserClient(first) as client:
+                client.negotiate()
                 assert client.read(RegionIndex.BAR0, SUM, 4) == 3
             with VfioUserClient(second) as client:
+                client.negotiate()
                 assert client.read(RegionIndex.BAR0, SUM, 4) == 0
 
 

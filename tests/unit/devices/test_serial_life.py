@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -158,6 +159,12 @@ def test_with_threads_and_a_socket(tmp_path: Path) -> None:
         device.attach(workers)
         peer.connect(str(tmp_path / "line"))
         peer.settimeout(10)
+        waiting = select.poll()
+        waiting.register(port.descriptors[0], select.POLLIN)
+        until = time.monotonic() + 10
+        while not device.statistics()["stream_connected"]:  # what is sent to nobody is dropped
+            assert time.monotonic() < until
+            waiting.poll(10)
         port.send(outward)
 
         def converse() -> None:
@@ -167,8 +174,6 @@ def test_with_threads_and_a_socket(tmp_path: Path) -> None:
 
         other_end = threading.Thread(target=converse)
         other_end.start()
-        waiting = select.poll()
-        waiting.register(port.descriptors[0], select.POLLIN)
         while len(port.received) < len(inward) or other_end.is_alive():
             if waiting.poll(50) and port.interrupts():
                 port.handle()

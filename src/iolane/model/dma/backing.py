@@ -26,16 +26,14 @@ class Backing:
 
     Args:
         files: where mappings of memory files are shared.
-        page_size: offsets in files are multiples of it.
     """
 
-    def __init__(self, files: MemoryFiles, page_size: int) -> None:
+    def __init__(self, files: MemoryFiles) -> None:
         self._files = files
-        self._page_size = page_size
         self._views: dict[Mapping, SharedViews] = {}
 
-    def by_file(self, item: DmaMap, fd: int, offset: int) -> None:
-        if offset < 0 or offset & (self._page_size - 1):
+    def by_file(self, item: DmaMap, fd: int, offset: int, page_size: int) -> None:
+        if offset < 0 or offset & (page_size - 1):
             raise IolaneError(f"DMA map at {item.start:#x}: file offset {offset:#x} is not on a page")
         end = offset + item.end - item.start
         item.kind = MapKind.FILE

@@ -81,7 +81,7 @@ class DmaSpace:
         self.bytes_read = 0
         self.bytes_written = 0
         self._lock = lock if lock is not None else threading.Condition(threading.RLock())
-        self._backing = Backing(files if files is not None else MemoryFiles(), page_size)
+        self._backing = Backing(files if files is not None else MemoryFiles())
         self._table = MapTable()
         self._unmapping = 0
         self._hit = NO_MAP
@@ -143,7 +143,7 @@ class DmaSpace:
                 raise MapOverlapError(f"DMA map {iova:#x} + {size:#x} overlaps the map at {other}")
             try:
                 if fd is not None:
-                    self._backing.by_file(item, fd, offset)
+                    self._backing.by_file(item, fd, offset, self.page_size)
                 elif buffer is not None:
                     self._backing.by_buffer(item, memoryview(buffer).cast("B"), offset)
             except BaseException:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from iolane.backends.net import MemoryNet, open_peer
-from iolane.bench.dpdk import Dpdk, obtain_dpdk
+from iolane.bench.dpdk import Dpdk, check_folder, obtain_dpdk
 from iolane.bench.testpmd import Testpmd
 from iolane.carriers.vhost_user import VhostUserServer
 from iolane.carriers.vhost_user.choice import PLANES
@@ -208,3 +208,12 @@ def test_without_an_archive_the_reason_is_told(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(IolaneError, match=r"apt-get is needed|archive"):
         obtain_dpdk(Cache(tmp_path / "cache", lambda line: None))
     assert not list((tmp_path / "cache/dpdk").iterdir())
+
+
+def test_a_cache_that_dpdk_does_not_trust_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    with pytest.raises(IolaneError, match="everybody may write") as refused:
+        check_folder(open_to_all / "cache")
+    assert "IOLANE_CACHE" in str(refused.value)
