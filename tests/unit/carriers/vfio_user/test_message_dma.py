@@ -161,7 +161,8 @@ def test_who_waits_when_the_client_goes_gets_a_fault(server: VfioUserServer, dev
         client.config_write(4, 2, 0x6)
         client.dma_map(0, PAGE)
         client.write(0, ADDRESS, 8, 0)
-        client.write(0, KICK, 4, 3)
+        # Posted: while a reply is awaited the client would answer a DMA_READ that comes before it.
+        client.write(0, KICK, 4, 3, posted=True)
         assert client.receive().command == 11
     assert server.wait_idle(5)
     assert device.kicked.acquire(timeout=5)
