@@ -57,6 +57,7 @@ class CompiledQueue:
         call: int,
         path: BlockPath | None = None,
         log: tuple[int, int, int] | None = None,
+        log_signal: int = -1,
         inflight: int = 0,
         poll_ns: int = 50000,
         keep: object = None,

@@ -97,6 +97,7 @@ cdef class CompiledQueue:
         kick, call: eventfds or pipes, non-blocking; -1 for none.
         path: block requests; None: every chain goes to Python.
         log: (address, size in bytes, guest address of the used ring) of the dirty log.
+        log_signal: eventfd that is signalled after marks, once a batch; -1 for none.
         inflight: address of the queue's part of the in-flight area, or 0.
         poll_ns: how long at most to look for new chains before sleeping.
         keep: what must live as long: the mappings of log and in-flight area.
@@ -112,6 +113,8 @@ cdef class CompiledQueue:
     cdef int call, kick, wake
     cdef uint8_t *log
     cdef uint64_t log_size, log_used
+    cdef int log_signal
+    cdef bint marked  # since the log's eventfd was signalled last
     cdef InflightHeader *inflight
     cdef InflightDescriptor *inflight_table
     cdef uint64_t inflight_counter
@@ -140,7 +143,7 @@ cdef class CompiledQueue:
     def __cinit__(
         self, *, int size, size_t descriptors, size_t available, size_t used, RegionTable regions not None,
         bint event_idx, bint indirect, uint16_t last_available, uint16_t used_index, int kick, int call,
-        BlockPath path=None, log=None, size_t inflight=0, uint64_t poll_ns=POLL_LONGEST, keep=None,
+        BlockPath path=None, log=None, int log_signal=-1, size_t inflight=0, uint64_t poll_ns=POLL_LONGEST, keep=None,
     ):
         cdef uint16_t index
         if size <= 0 or size > LARGEST_QUEUE or size & (size - 1):
@@ -159,6 +162,7 @@ cdef class CompiledQueue:
         if log is not None:
             address, length, where = log
             self.log, self.log_size, self.log_used = <uint8_t *><size_t>address, length, where
+        self.log_signal = log_signal
         if inflight:
             self.inflight = <InflightHeader *>inflight
             self.inflight_table = <InflightDescriptor *>(inflight + sizeof(InflightHeader))
@@ -378,6 +382,7 @@ cdef class CompiledQueue:
         ring_store16(self.used + 2, new)
         if self.log != NULL:
             self._mark(self.log_used + 2, 2)
+            self._tell_marks()
         if self.inflight != NULL:
             while index != new:
                 ring_store8(&self.inflight_table[self.given[index & self.mask]].inflight, 0)
@@ -401,7 +406,15 @@ cdef class CompiledQueue:
         cdef uint64_t page = address // PAGE, last = (address + (length - 1)) // PAGE
         while page <= last and page // 8 < self.log_size:
             ring_or8(self.log + page // 8, 1 << (page % 8))
+            self.marked = True
             page += 1
+
+    cdef void _tell_marks(self) noexcept nogil:
+        """SET_LOG_FD: "it may be used to inform the front-end that the log has been modified"."""
+        cdef uint64_t one = 1
+        if self.marked and self.log_signal >= 0:
+            write(self.log_signal, &one, 8)
+        self.marked = False
 
     # Waiting.
 
@@ -416,6 +429,7 @@ cdef class CompiledQueue:
             return  # the event index that is left behind says so by itself
         if self.log != NULL:
             self._mark(self.log_used + place, 2)
+            self._tell_marks()
         ring_fence()
 
     cdef void _sleep(self) noexcept nogil:

@@ -10,7 +10,7 @@ import pytest
 
 from iolane.memory.mapping import Mapping
 from iolane.memory.ring import CHAIN, HEAD_IN_FLIGHT, BlockPath
-from tests.unit.memory.ring_rig import DIRECT, FLUSH, IN, START, WAIT, RingRig
+from tests.unit.memory.ring_rig import DIRECT, FLUSH, IN, MAPPED, START, WAIT, RingRig, path_of
 
 LOG = 4096
 ENTRY = struct.Struct("<B5xHQ")
@@ -163,6 +163,21 @@ def test_marks_of_the_used_ring_alone(pipe: Pipe) -> None:
         rig.send(FLUSH, 0, 0)
         rig.wait(1)
     assert marked(log) == {7}
+
+
+def test_marks_are_told_once_a_batch() -> None:
+    """By an eventfd; what it costs is no system call a request."""
+    log, signal, image = shared((START >> 15) + LOG), os.eventfd(0, os.EFD_NONBLOCK), os.memfd_create("image")
+    os.ftruncate(image, 1 << 20)
+    path = path_of(image, 1 << 20, MAPPED)
+    rig = RingRig(path, size=64, log=(log.address, log.length, START), log_signal=signal, keep=log)
+    for _ in range(16):
+        rig.send(IN, 0, 512)
+    with rig:
+        rig.wait(16)
+    assert 1 <= os.eventfd_read(signal) <= 4
+    os.close(signal)
+    os.close(image)
 
 
 def test_a_log_that_is_too_short_is_not_left(pipe: Pipe) -> None:

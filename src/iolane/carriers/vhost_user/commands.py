@@ -110,9 +110,9 @@ class Commands:
 
     def set_log_base(self, message: Message) -> int:
         """Another log; the earlier one is not touched any more when this is answered."""
-        size, offset = message.unpack(LOG, exact=False)
-        log = SharedLog(message.fds[0], size, offset)
         session = self._session
+        size, offset = message.unpack(LOG, exact=False)
+        log = SharedLog(message.fds[0], size, offset, session.log_signal)
         with session.halted():
             earlier, session.log = session.log, log
             session.apply_log()
@@ -121,16 +121,13 @@ class Commands:
         return 0
 
     def set_log_fd(self, message: Message) -> None:
-        """ "It may be used to inform the front-end that the log has been modified"."""
-        log = self._session.log
-        if log is None:
-            raise RefusedError(Rejection.LOG_SIZE, "there is no log")
+        """ "Used to inform the front-end that the log has been modified": this one, and later ones."""
         try:
             prepare_signal(message.fds[0], SignalKind.EVENTFD)
         except IolaneError as error:
             raise RefusedError(Rejection.FD_KIND, str(error)) from None
-        with self._device.lock:
-            log.tell(message.take_fd())
+        with self._session.halted(), self._device.lock:
+            self._session.log_signal.use(message.take_fd())
 
     # What is in flight.
 

@@ -48,15 +48,16 @@ class CompiledPlane(PythonPlane):
     def _compile(
         self, queue: Virtqueue, last: int, used: int | None, path: BlockPath, vring: Vring, start: Start
     ) -> CompiledRing:
-        log, keep = None, list[object]()
+        log, log_signal, keep = None, -1, list[object]()
         if start.log is not None:
             log = (start.log.mapping.address + start.log.offset, start.log.size, start.log_address)
+            log_signal = start.log.signal.fd
             keep.append(memoryview(start.log.mapping))
         inflight = 0
         if start.inflight is not None:
             inflight = start.inflight.address
             keep.append(start.inflight)
-        wires = Wires(_fd(vring.kick), _fd(vring.call_fd), log, inflight, keep)
+        wires = Wires(_fd(vring.kick), _fd(vring.call_fd), log, log_signal, inflight, keep)
         return CompiledRing(self._virtio, queue, last, used, path, wires)
 
     def rewire(self, vring: Vring, change: Callable[[], None]) -> None:

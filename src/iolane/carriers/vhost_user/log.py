@@ -15,6 +15,30 @@ LARGEST_LOG = 1 << 40
 """Bytes; logs 32 PiB of memory."""
 
 
+class LogSignal:
+    """The eventfd that tells a front end of marks, if it gave one (SET_LOG_FD). It outlives each log."""
+
+    def __init__(self) -> None:
+        self.fd = -1
+
+    def use(self, fd: int) -> None:
+        """Signal this eventfd, ours from now on. No ring runs: compiled ones know the earlier one."""
+        self.close()
+        self.fd = fd
+
+    def tell(self) -> None:
+        """The log was marked."""
+        if self.fd >= 0:
+            with suppress(OSError):
+                os.eventfd_write(self.fd, 1)
+
+    def close(self) -> None:
+        """Signal nothing any more."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
 class SharedLog:
     """A bitmap in shared memory: bit n is the page at guest address n * 4096. It counts from address 0.
 
@@ -22,7 +46,7 @@ class SharedLog:
     the write that they tell of.
     """
 
-    def __init__(self, fd: int, size: int, offset: int) -> None:
+    def __init__(self, fd: int, size: int, offset: int, signal: LogSignal) -> None:
         if not 0 < size <= LARGEST_LOG or offset < 0 or offset + size > 1 << 62:
             raise RefusedError(Rejection.LOG_SIZE, f"{size:#x} bytes from {offset:#x} on")
         skip = offset % os.sysconf("SC_PAGE_SIZE")
@@ -33,10 +57,10 @@ class SharedLog:
         self.size = size
         self.offset = skip
         """Of the log's first byte in `mapping`."""
+        self.signal = signal
         self.lost = 0
         """Pages that the log has no bit for: the front end said that it covers all memory."""
         self._bits = memoryview(self.mapping)[skip : skip + size]
-        self._signal: int | None = None
 
     @property
     def pages(self) -> int:
@@ -48,18 +72,9 @@ class SharedLog:
         first = address // LOG_PAGE
         count = (address + length - 1) // LOG_PAGE - first + 1 if length > 0 else 0
         self.lost += count - set_bits(self._bits, first, count)
-        if self._signal is not None:
-            with suppress(OSError):
-                os.eventfd_write(self._signal, 1)
-
-    def tell(self, fd: int | None) -> None:
-        """Signal this eventfd (ours from now on) at each mark (SET_LOG_FD)."""
-        if self._signal is not None:
-            os.close(self._signal)
-        self._signal = fd
+        self.signal.tell()
 
     def close(self) -> None:
         """Give everything back."""
-        self.tell(None)
         self._bits.release()
         self.mapping.close()

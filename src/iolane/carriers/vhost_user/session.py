@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from iolane.carriers.vhost_user.backend_requests import BackendRequests
 from iolane.carriers.vhost_user.inflight import InflightArea
-from iolane.carriers.vhost_user.log import SharedLog
+from iolane.carriers.vhost_user.log import LogSignal, SharedLog
 from iolane.carriers.vhost_user.memory import MemoryTable
 from iolane.carriers.vhost_user.network import Announcing, TakesMtu
 from iolane.carriers.vhost_user.plane import DataPlane
@@ -52,6 +52,7 @@ class Session:
         """Acknowledged, the carrier's own included."""
         self.protocol_features = 0
         self.log: SharedLog | None = None
+        self.log_signal = LogSignal()
         self.inflight: InflightArea | None = None
 
     # Features.
@@ -230,5 +231,6 @@ class Session:
             vring.close()
         if self.log is not None:
             self.log.close()
+        self.log_signal.close()
         if self.inflight is not None:
             self.inflight.close()

@@ -33,6 +33,7 @@ class Wires(NamedTuple):
     Attributes:
         kick, call: eventfds or pipes; -1 for none.
         log: (address, bytes, guest address of the used ring) of a dirty log.
+        log_signal: eventfd that is signalled when the log was marked; -1 for none.
         inflight: address of the queue's part of an in-flight area, or 0.
         keep: what keeps the two mapped.
     """
@@ -40,6 +41,7 @@ class Wires(NamedTuple):
     kick: int
     call: int
     log: tuple[int, int, int] | None = None
+    log_signal: int = -1
     inflight: int = 0
     keep: object = None
 
@@ -86,6 +88,7 @@ class CompiledRing:
             call=wires.call,
             path=path,
             log=wires.log,
+            log_signal=wires.log_signal,
             inflight=wires.inflight,
             keep=wires.keep,
         )
