@@ -59,7 +59,7 @@ class CompiledQueue:
         log: tuple[int, int, int] | None = None,
         log_signal: int = -1,
         inflight: int = 0,
-        poll_ns: int = 50000,
+        poll_ns: int = 200000,
         keep: object = None,
     ) -> None: ...
     def run(self, slow: Callable[[int, int], bool]) -> None: ...

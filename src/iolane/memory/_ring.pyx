@@ -62,8 +62,10 @@ cdef enum:
     FINISHED = 2
     PAGE = 4096
     FLIGHTS = 256
-    POLL_LONGEST = 50000  # ns
+    POLL_LONGEST = 200000  # ns; a processor that sleeps may need 50 us to wake the driver, and as long to wake us
+    POLL_LONGEST_FLYING = 50000  # while the kernel transfers, and tells when it has
     POLL_SHORTEST = 1000
+    ALONE = 16  # so many requests in a row came by themselves: the next will
 
 cdef enum:
     E_CHAIN = 0
@@ -133,7 +135,7 @@ cdef class CompiledQueue:
     cdef uint16_t *asked  # heads whose transfer failed, at most `size`: each is in flight once
     cdef uint32_t free_count, flight_count, asked_count
     cdef Uring uring
-    cdef uint32_t under_way
+    cdef uint32_t under_way, alone
     cdef uint64_t poll_ns, poll_longest
     cdef bint draining
     cdef Region near, far
@@ -313,7 +315,7 @@ cdef class CompiledQueue:
                 return -1
             if idle_since == 0:
                 idle_since = now_ns()
-            elif now_ns() - idle_since >= self.poll_ns or self.stopping or self.broken:
+            elif now_ns() - idle_since >= self._patience() or self.stopping or self.broken:
                 self._sleep()
                 idle_since = 0
                 continue
@@ -461,6 +463,10 @@ cdef class CompiledQueue:
             self.kick = -1  # a pipe without a writer would be ready for ever
         if not deaf:
             self._ask_for_kicks(False)
+
+    cdef uint64_t _patience(self) noexcept nogil:
+        """How long to look before sleeping."""
+        return min(self.poll_ns, <uint64_t>POLL_LONGEST_FLYING) if self.under_way else self.poll_ns
 
     cdef bint _full(self) noexcept nogil:
         return self.uring.open and self.free_count == 0
