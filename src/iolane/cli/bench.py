@@ -89,6 +89,7 @@ def block(
     write: Annotated[
         Path | None, typer.Option("--write", metavar="FILE", help="Put the result into this document.")
     ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 when a target is missed.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing about progress.")] = False,
     json: Json = False,
 ) -> int:
@@ -100,7 +101,7 @@ def block(
     Examples:
       iolane bench block
       iolane bench block --rounds 5 --json
-      iolane bench block --write docs/numbers.md
+      iolane bench block --write docs/numbers.md --check
     """
     from iolane.bench.block import run_block_bench, to_markdown, write_numbers
 
@@ -112,7 +113,7 @@ def block(
         print_json(result)
     else:
         print(to_markdown(result))
-    return 0
+    return 1 if check and result.missed else 0
 
 
 app.command("net")(net)

@@ -74,8 +74,29 @@ def test_ratios_are_ours_to_theirs() -> None:
 
 
 def test_the_table() -> None:
-    place = Place("tmpfs", tuple(result(number) for number in range(len(CASES))), {"fio mmap": 5000})
-    text = to_markdown(BlockBenchResult("iolane bench block", "a machine", "11.1", 2, (place,)))
+    place = Place("tmpfs", False, tuple(result(number) for number in range(len(CASES))), {"fio mmap": 5000})
+    found = BlockBenchResult("iolane bench block", "a machine", "11.1", 2, (place,))
+    text = to_markdown(found)
     assert "| 4 KiB random read, depth 1 | 4.0 | 1.0 | 2.0 | 0.50 | 1.0 |" in text
+    assert "| 4 KiB random read, depth 1, polled | 4.0 |" in text
     assert "fio mmap 5" in text
     assert "two queues is 1.00 of that with one" in text
+    assert found.missed == []
+    assert "Every target is met." in text
+
+
+def test_a_missed_target_is_named() -> None:
+    slow = Figures(3999, 1000, 2000, 1000)
+    case = _summarize(CASES[1], {OURS: [slow], URING: [Figures(1000, 1, 1, 2000)], THREADS: [slow]})
+    two = _summarize(CASES[7], {OURS: [Figures(1, 1, 1, 1151)], URING: [slow], THREADS: [slow]})
+    assert (CASES[1].name, CASES[7].name) == (
+        "4 KiB random read, depth 32",
+        "4 KiB random read, depth 32, 2 queues",
+    )
+    found = BlockBenchResult("", "", "", 1, (Place("tmpfs", False, (case, two), {}),))
+    assert found.missed == [
+        "on tmpfs, 4 KiB random read, depth 32: rate 4.00, should be at least 4",
+        "on tmpfs, 4 KiB random read, depth 32: CPU 0.50, should be at most 0.3",
+        "on tmpfs, CPU with two queues: 1.15, should be at most 1.15",
+    ]
+    assert "Targets that are missed:" in to_markdown(found)
