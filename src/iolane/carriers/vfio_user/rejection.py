@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import errno
-from collections import Counter
-from enum import Enum
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from iolane.errors import IolaneError
+from iolane.carriers.refusal import Counts, Reason, RefusalError
 
 
-class Rejection(Enum):
+class Rejection(Reason):
     """What was wrong with a message. The value is (text, errno of the error reply).
 
     Those in `ENDS_CONNECTION` leave no way to find the next message, or no agreed protocol; the rest
     get an error reply.
     """
-
-    def __init__(self, text: str, error: int) -> None:
-        self.text = text
-        self.error = error
 
     # Framing ("Header")
     MESSAGE_TOO_SHORT = "the message size is below the header's", errno.EINVAL
@@ -89,49 +85,17 @@ ENDS_CONNECTION = frozenset(
 )
 
 
-class RefusedError(IolaneError):
-    """Raised by whoever checks a message; turned into a count and an error reply by the connection."""
-
-    def __init__(self, rejection: Rejection, detail: str = "") -> None:
-        super().__init__(f"{rejection.text}: {detail}" if detail else rejection.text)
-        self.rejection = rejection
+class RefusedError(RefusalError[Rejection]):
+    """A message of vfio-user that is wrong."""
 
 
-class Statistics:
-    """What a server or a connection has seen. Plain attributes: the connection's thread counts, others
-    read.
-    """
+@dataclass(eq=False)
+class Statistics(Counts[Rejection]):
+    """What a vfio-user server or a connection of it has seen."""
 
-    def __init__(self) -> None:
-        self.connections = 0
-        self.messages = 0
-        """Messages other than reads and writes of regions."""
-        self.reads = 0
-        self.writes = 0
-        self.device_errors = 0
-        """Exceptions that came out of the device's own code."""
-        self.rejections: Counter[Rejection] = Counter(dict.fromkeys(Rejection, 0))
-        """Has every key from the start, so that another thread may read it while this one counts."""
+    reads: int = 0
+    """Of regions, like `writes`; `messages` are the others."""
+    writes: int = 0
 
-    def add(self, other: Statistics) -> None:
-        """Take over the counts of a connection that ended."""
-        self.connections += other.connections
-        self.messages += other.messages
-        self.reads += other.reads
-        self.writes += other.writes
-        self.device_errors += other.device_errors
-        self.rejections.update(other.rejections)
-
-    def as_dict(self) -> dict[str, int]:
-        """Every counter by name, rejections where there were any: for `iolane devices`."""
-        counts = {
-            "connections": self.connections,
-            "messages": self.messages,
-            "reads": self.reads,
-            "writes": self.writes,
-            "device_errors": self.device_errors,
-        }
-        rejected = {
-            f"rejected_{kind.name.lower()}": count for kind, count in self.rejections.items() if count
-        }
-        return counts | rejected
+    def reasons(self) -> Iterable[Rejection]:
+        return Rejection

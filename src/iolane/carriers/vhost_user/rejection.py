@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import errno
-from collections import Counter
-from enum import Enum
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from iolane.errors import IolaneError
+from iolane.carriers.refusal import Counts, Reason, RefusalError
 
 
-class Rejection(Enum):
+class Rejection(Reason):
     """What was wrong with a message. The value is (text, errno for a reply that acknowledges).
 
     A message that nobody acknowledges can only be refused by ending the connection: else the front end would
     go on with something that it does not have.
     """
-
-    def __init__(self, text: str, error: int) -> None:
-        self.text = text
-        self.error = error
 
     # Framing ("Header")
     MESSAGE_VERSION = "the version in the flags is not 1", errno.EPROTO
@@ -83,53 +79,19 @@ ENDS_CONNECTION = frozenset(
 )
 
 
-class RefusedError(IolaneError):
-    """Raised by whoever checks a message; turned into a count and an answer by the connection."""
-
-    def __init__(self, rejection: Rejection, detail: str = "") -> None:
-        super().__init__(f"{rejection.text}: {detail}" if detail else rejection.text)
-        self.rejection = rejection
+class RefusedError(RefusalError[Rejection]):
+    """A message of vhost-user that is wrong."""
 
 
-class Statistics:
-    """What a server or a connection has seen. Plain attributes: the connection's thread counts, others
-    read.
-    """
+@dataclass(eq=False)
+class Statistics(Counts[Rejection]):
+    """What a vhost-user server or a connection of it has seen."""
 
-    def __init__(self) -> None:
-        self.connections = 0
-        self.messages = 0
-        self.ring_starts = 0
-        self.resubmitted = 0
-        """Chains that were in flight when another back end died, and were done again."""
-        self.config_changes = 0
-        """Messages that told the front end of a configuration change."""
-        self.device_errors = 0
-        """Exceptions that came out of the device's own code."""
-        self.rejections: Counter[Rejection] = Counter(dict.fromkeys(Rejection, 0))
-        """Has every key from the start, so that another thread may read it while this one counts."""
+    ring_starts: int = 0
+    resubmitted: int = 0
+    """Chains that were in flight when another back end died, and were done again."""
+    config_changes: int = 0
+    """Messages that told the front end of a configuration change."""
 
-    def add(self, other: Statistics) -> None:
-        """Take over the counts of a connection that ended."""
-        self.connections += other.connections
-        self.messages += other.messages
-        self.ring_starts += other.ring_starts
-        self.resubmitted += other.resubmitted
-        self.config_changes += other.config_changes
-        self.device_errors += other.device_errors
-        self.rejections.update(other.rejections)
-
-    def as_dict(self) -> dict[str, int]:
-        """Every counter by name, rejections where there were any: for `iolane devices`."""
-        counts = {
-            "connections": self.connections,
-            "messages": self.messages,
-            "ring_starts": self.ring_starts,
-            "resubmitted": self.resubmitted,
-            "config_changes": self.config_changes,
-            "device_errors": self.device_errors,
-        }
-        rejected = {
-            f"rejected_{kind.name.lower()}": count for kind, count in self.rejections.items() if count
-        }
-        return counts | rejected
+    def reasons(self) -> Iterable[Rejection]:
+        return Rejection
