@@ -341,6 +341,16 @@ static void run_and_wait(const char *program) {
     waitpid(pid, NULL, 0);
 }
 
+/* The set-up script may have mounted another root: it becomes the root of everything from here on. Moved and not
+ * merely entered: a process that looks chrooted may not make user namespaces. */
+static void switch_root(const char *path) {
+    struct stat here, root;
+    if (stat(path, &root) || stat("/", &here) || root.st_dev == here.st_dev) return;
+    if (chdir(path) || mount(".", "/", NULL, MS_MOVE, NULL) || chroot(".") || chdir("/")) {
+        say("iolane-agent: "); say(path); say(": "); say(strerror(errno)); say("\n");
+    }
+}
+
 static void set_up(void) {
     mkdir("/proc", 0755); mkdir("/sys", 0755); mkdir("/dev", 0755); mkdir("/tmp", 01777); mkdir("/root", 0700);
     mkdir("/run", 0755); mkdir("/mnt", 0755);
@@ -353,6 +363,7 @@ static void set_up(void) {
     mount("devpts", "/dev/pts", "devpts", 0, NULL);
     load_modules();
     run_and_wait("/iolane/setup");
+    switch_root("/iolane/root");
     if (word_in_file("/proc/cmdline", "iolane.shell")) start_shell();
 }
 

@@ -72,6 +72,19 @@ MachineDevice = VfioUserDevice | VhostUserDevice
 
 
 @dataclass(frozen=True)
+class Board:
+    """What processors, memory and devices sit on; the default is what iolane's guests need."""
+
+    properties: Sequence[str] = ()
+    """More properties of QEMU's machine, `kernel-irqchip=split` for instance."""
+    switched_off: Sequence[str] = SWITCHED_OFF
+    first: Sequence[str] = ()
+    """Arguments that must come before those of every PCI function, as those of an IOMMU."""
+    tcg: Sequence[str] = ("thread=multi",)
+    """Properties of the accelerator TCG."""
+
+
+@dataclass(frozen=True)
 class Hardware:
     """Everything the command line says. File descriptors are the ends of socket pairs that QEMU inherits."""
 
@@ -84,6 +97,7 @@ class Hardware:
     cpus: int = 1
     cpu_model: str | None = None
     iommu: bool = False
+    board: Board = Board()
     ports: int = 8
     devices: Sequence[MachineDevice] = ()
     kernel: Path | None = None
@@ -139,13 +153,15 @@ def command_line(hardware: Hardware) -> list[str]:
 
 
 def _machine(hardware: Hardware) -> list[str]:
-    machine = ["q35", "memory-backend=ram", *(f"{part}=off" for part in SWITCHED_OFF)]
+    board = hardware.board
+    machine = ["q35", "memory-backend=ram", *(f"{part}=off" for part in board.switched_off)]
+    machine += board.properties
     if hardware.accelerator is Accelerator.KVM:
         accelerator, cpu = "kvm", "host"
         if hardware.iommu:
             machine.append("kernel-irqchip=split")
     else:
-        accelerator, cpu = "tcg,thread=multi", "max,la57=off"
+        accelerator, cpu = ",".join(("tcg", *board.tcg)), "max,la57=off"
     return [
         *("-machine", ",".join(machine), "-accel", accelerator, "-cpu", hardware.cpu_model or cpu),
         *("-smp", str(hardware.cpus), "-m", f"{hardware.memory_mib}M"),
@@ -166,7 +182,7 @@ def _channels(hardware: Hardware) -> list[str]:
 
 
 def _pci(hardware: Hardware) -> list[str]:
-    arguments = []
+    arguments = list(hardware.board.first)
     if hardware.iommu:
         arguments += ["-device", "intel-iommu,caching-mode=on"]
     for number in range(1, hardware.ports + 1):

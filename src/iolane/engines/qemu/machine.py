@@ -15,7 +15,7 @@ from typing import Self
 
 from iolane.engines.qemu.agent import AgentError, AgentLostError, CommandResult, GuestAgent, OutputFunction
 from iolane.engines.qemu.cache import Cache
-from iolane.engines.qemu.command_line import Accelerator, Hardware, MachineDevice
+from iolane.engines.qemu.command_line import Accelerator, Board, Hardware, MachineDevice
 from iolane.engines.qemu.console import Console
 from iolane.engines.qemu.initramfs import InitramfsContent, build_initramfs
 from iolane.engines.qemu.kernel import Flavour, GuestKernel, debian_kernel, own_kernel
@@ -61,6 +61,7 @@ class MachineConfig:
     """A shell on the console."""
     iommu: bool = False
     """Put an Intel IOMMU before the devices, in caching mode, and have the kernel use it."""
+    board: Board = field(default_factory=Board)
     ports: int = 8
     accelerator: Accelerator | None = None
     """By default KVM where it runs Linux, else TCG."""
@@ -282,6 +283,7 @@ class QemuMachine:
             cpus=config.cpus,
             cpu_model=config.cpu_model,
             iommu=config.iommu,
+            board=config.board,
             ports=config.ports,
             devices=config.devices,
             kernel=kernel.image if kernel else None,

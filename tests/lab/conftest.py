@@ -1,0 +1,35 @@
+"""One lab with VT-d for all the tests below: it boots once, and each test leaves it as it was."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from iolane.lab.machine import Lab, LabConfig
+
+HERE = Path(__file__).parent
+SECONDS = 900
+"""For a test: the first one boots the lab, on a machine that may be busy."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.lab)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(SECONDS))
+
+
+def tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """The lab with VT-d and the default devices (igb0, nvme0, e1000e0, edu0), shared by all tests that boot
+    none of their own."""
+    with Lab(LabConfig(), report=tell) as booted:
+        yield booted
