@@ -6,12 +6,14 @@ from typing import Any, cast
 
 import pytest
 
-from iolane.engines.qemu.command_line import VfioUserDevice
+from iolane.engines.qemu.command_line import MachineDevice, VfioUserDevice
 from iolane.engines.qemu.descriptors import connected_peers
 from iolane.engines.qemu.guard import ServerGuard
 from iolane.engines.qemu.qmp import Event, Qmp, QmpError
 from iolane.engines.qemu.slots import Slots
+from iolane.engines.qemu.vhost_user import VhostUserDevice
 from iolane.errors import IolaneError
+from iolane.uapi.virtio import DeviceType
 
 
 class FakeQmp:
@@ -67,7 +69,7 @@ def listening(tmp_path: Path) -> Path:
     return path
 
 
-def slots(qmp: FakeQmp, *devices: VfioUserDevice, ports: int = 2) -> Slots:
+def slots(qmp: FakeQmp, *devices: MachineDevice, ports: int = 2) -> Slots:
     return Slots(cast(Qmp, qmp), os.getpid(), ports, devices)
 
 
@@ -132,7 +134,28 @@ def test_a_guest_that_does_not_let_go(qmp: FakeQmp, listening: Path) -> None:
 def test_migration_is_refused_while_devices_are_plugged_in(qmp: FakeQmp, listening: Path) -> None:
     with pytest.raises(IolaneError, match=r"silently drop the state of a.*unplug"):
         slots(qmp, VfioUserDevice("a", listening)).refuse_migration()
+    with pytest.raises(IolaneError, match=r"front end of r does not migrate.*unplug"):
+        slots(qmp, VhostUserDevice("r", listening, DeviceType.RNG)).refuse_migration()
+    slots(qmp, VhostUserDevice("b", listening, DeviceType.BLOCK)).refuse_migration()
     slots(qmp).refuse_migration()
+
+
+def test_a_frail_front_end_dies_with_its_server(qmp: FakeQmp, listening: Path) -> None:
+    """Nobody is connected to the two: QEMU goes on with the disk when its server comes back."""
+    given = slots(
+        qmp,
+        VhostUserDevice("disk", listening, DeviceType.BLOCK),
+        VhostUserDevice("rng", listening, DeviceType.RNG),
+    )
+    (dead,) = given.look_after("qemu-system-x86_64: Failed to set msg fds.")
+    assert dead.device.id == "rng"
+    assert "unplug rng, start its server again, plug rng" in str(dead)
+    with pytest.raises(IolaneError, match=r"resetting is refused: the server of rng"):
+        given.refuse_reset()
+    given.unplug("disk", 1.0)
+    qmp.event = {"event": "DEVICE_DELETED", "data": {"device": "rng"}}
+    given.unplug("rng", 1.0)
+    given.refuse_reset()
 
 
 def test_a_dead_server_is_found_and_told_of_once(qmp: FakeQmp, tmp_path: Path) -> None:

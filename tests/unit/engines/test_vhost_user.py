@@ -69,10 +69,25 @@ def test_a_network_device(queues: int) -> None:
     assert several == ({"mq": True, "vectors": 10} if queues == 4 else {})
 
 
-@pytest.mark.parametrize("kind", [DeviceType.CONSOLE, DeviceType.RNG])
-def test_others_have_no_front_end(kind: DeviceType) -> None:
+def test_an_entropy_device_is_connected_once() -> None:
+    """A chardev that connects again is not connected yet when the device is made, and that fails."""
+    arguments = device(DeviceType.RNG).arguments("port1")
+    assert arguments[:2] == ["-chardev", "socket,id=x.socket,path=/run/a,,b.sock"]
+    assert json.loads(arguments[3]) == {
+        "driver": "vhost-user-rng-pci",
+        "id": "x",
+        "bus": "port1",
+        "chardev": "x.socket",
+        "vectors": 2,
+    }
+    qmp = Recorder()
+    device(DeviceType.RNG).plug(cast(Qmp, qmp), "port1")
+    assert "reconnect-ms" not in qmp.commands[0][1]["backend"]["data"]
+
+
+def test_others_have_no_front_end() -> None:
     with pytest.raises(IolaneError, match=r"no vhost-user front end .*carrier=vfio-user"):
-        device(kind)
+        device(DeviceType.CONSOLE)
 
 
 def test_both_carriers_on_one_command_line() -> None:

@@ -18,6 +18,7 @@ from iolane.carriers.vhost_user.written_config import WrittenConfig
 from iolane.errors import IolaneError
 from iolane.model.dma import DmaFault
 from iolane.model.virtio import Status, VirtioDevice
+from iolane.uapi.virtio import DeviceType
 
 CARRIER_FEATURES = bit(VhostFeature.LOG_ALL) | bit(VhostFeature.PROTOCOL_FEATURES)
 ALWAYS = (
@@ -32,6 +33,9 @@ ALWAYS = (
     ProtocolFeature.STATUS,
     ProtocolFeature.DEVICE_STATE,
 )
+NEVER_READY = frozenset({DeviceType.RNG})
+"""Devices that are not offered STATUS: their front end in QEMU 11 (hw/virtio/vhost-user-base.c, which leaves
+`vq_index_end` 0) would say FEATURES_OK and never DRIVER_OK, so that their rings waited for ever."""
 READY = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK
 
 
@@ -68,6 +72,8 @@ class Session:
         offered = sum(bit(feature) for feature in ALWAYS)
         if not self.device.config_size:  # QEMU's network devices complain of it
             offered &= ~bit(ProtocolFeature.CONFIG)
+        if self.device.device_type in NEVER_READY:
+            offered &= ~bit(ProtocolFeature.STATUS)
         if isinstance(self.device, Announcing):
             offered |= bit(ProtocolFeature.RARP)
         if isinstance(self.device, TakesMtu):

@@ -14,17 +14,22 @@ from iolane.engines.qemu.qmp import Qmp, QmpError
 from iolane.engines.qemu.vhost_user import VhostUserDevice
 from iolane.errors import IolaneError
 
-_DEATH_MESSAGES = ("failed to read header", "server closed socket", "Connection reset by peer", "Broken pipe")
-"""What QEMU's hw/vfio-user/proxy.c reports when the other end goes away; it does not say whose."""
+_DEATH_MESSAGES = (
+    *("failed to read header", "server closed socket", "Connection reset by peer", "Broken pipe"),
+    "Failed to set msg fds",
+)
+"""What QEMU's hw/vfio-user/proxy.c and hw/virtio/vhost-user.c report when the other end goes away, without
+saying whose."""
 _LOOK_INTERVAL = 0.5
 """A dead device makes QEMU complain at each access of the guest's: look again only so often (seconds)."""
 
 
 @dataclass(frozen=True)
 class DeadServer:
-    """A device whose server has gone. The guest reads all ones from it; QEMU does not connect again."""
+    """A device whose server has gone, and that QEMU does not connect again: one of vfio-user, from which the
+    guest reads all ones, or one of vhost-user with a frail front end, whose requests never end."""
 
-    device: VfioUserDevice
+    device: MachineDevice
     pluggable: bool = True
     """Whether it can be unplugged: not with MSI-X."""
 
@@ -93,7 +98,8 @@ class Slots:
 
     def _plugged_in(self, device: MachineDevice) -> None:
         if isinstance(device, VhostUserDevice):
-            return  # QEMU owns its function, and connects again when its server comes back
+            self._told.discard(device.id)
+            return  # QEMU owns its function: there is nothing to guard
         self._told.discard(device.id)
         self._with_msix.discard(device.id)
         if self.has_msix(device.id):
@@ -153,7 +159,15 @@ class Slots:
         return any(entry["name"].startswith("msix-table") for entry in properties)
 
     def refuse_migration(self) -> None:
-        """QEMU's vfio-user-pci neither migrates its state nor blocks the migration."""
+        """QEMU's vfio-user-pci neither migrates its state nor blocks the migration; a frail one blocks it."""
+        blocking = [
+            device.id for device in self.plugged if isinstance(device, VhostUserDevice) and device.frail
+        ]
+        if blocking:
+            raise IolaneError(
+                f"migrating is refused: QEMU's front end of {', '.join(blocking)} does not migrate",
+                remedy="unplug it first, and plug it again on the other side",
+            )
         lost = [device.id for device in self.plugged if isinstance(device, VfioUserDevice)]
         if lost:
             raise IolaneError(
@@ -189,11 +203,14 @@ class Slots:
         return [
             DeadServer(device, device.id not in self._with_msix)
             for device in self.plugged
-            if isinstance(device, VfioUserDevice) and str(device.socket.absolute()) not in alive
+            if (isinstance(device, VfioUserDevice) or device.frail)
+            and str(device.socket.absolute()) not in alive
         ]
 
     def refuse_reset(self) -> None:
-        """QEMU 11.1.3 aborts when it resets a vfio-user device whose server has gone."""
+        """QEMU 11.1.3 aborts when it resets a vfio-user device whose server has gone, and when the guest's
+        driver starts a frail one then (`vhost_dev_start: Assertion 'hdev->vhost_ops'`).
+        """
         if dead := self.dead_servers():
             names = ", ".join(each.device.id for each in dead)
             raise IolaneError(

@@ -1,7 +1,7 @@
 """Devices that QEMU's vhost-user front ends connect to: arguments for them, and plugging them at run time.
 
 QEMU keeps the PCI function, its configuration and its interrupts; the rings are served at the other end. Its
-front ends connect again when a server comes back, and their devices migrate.
+front ends of disks and network devices connect again when a server comes back, and their devices migrate.
 """
 
 from __future__ import annotations
@@ -21,8 +21,17 @@ RECONNECT_MS = 500
 FRONT_ENDS = {
     DeviceType.BLOCK: "vhost-user-blk-pci",
     DeviceType.NET: "virtio-net-pci",
+    DeviceType.RNG: "vhost-user-rng-pci",
 }
-"""The devices of QEMU 11 that know a kind of device, connect again and migrate; others are not used."""
+"""The devices of QEMU 11 that know a kind of device."""
+
+FRAIL = frozenset({DeviceType.RNG})
+"""Their front end stands on QEMU's hw/virtio/vhost-user-base.c. It must be connected when it is made, which a
+chardev that connects again is not yet; what a lost connection took from it, it never makes anew; its devices
+do not migrate."""
+
+RNG_VECTORS = 2
+"""QEMU's own choice, 1, has no room for the queue's: Linux then shares an INTx line."""
 
 VECTORS_BESIDE_QUEUES = 2
 """Of a network device: configuration and control queue."""
@@ -69,6 +78,8 @@ class VhostUserDevice:
             properties["num-queues"] = self.queues
             if self.queue_size is not None:
                 properties["queue-size"] = self.queue_size
+        if self.kind is DeviceType.RNG:
+            properties["vectors"] = RNG_VECTORS
         if self.bootindex is not None:
             properties["bootindex"] = self.bootindex
         return properties
@@ -76,7 +87,8 @@ class VhostUserDevice:
     def arguments(self, port: str | None) -> list[str]:
         """Of the command line."""
         path = str(self.socket.absolute()).replace(",", ",,")
-        arguments = ["-chardev", f"socket,id={self._chardev},path={path},reconnect-ms={RECONNECT_MS}"]
+        again = "" if self.frail else f",reconnect-ms={RECONNECT_MS}"
+        arguments = ["-chardev", f"socket,id={self._chardev},path={path}{again}"]
         if self.kind is DeviceType.NET:
             netdev = f"vhost-user,id={self._netdev},chardev={self._chardev},queues={self.queues}"
             arguments += ["-netdev", netdev]
@@ -85,7 +97,9 @@ class VhostUserDevice:
     def plug(self, qmp: Qmp, port: str) -> None:
         """Make it in a machine that runs; what was made on the way is taken back when it fails."""
         address = {"type": "unix", "data": {"path": str(self.socket.absolute())}}
-        backend = {"addr": address, "server": False, "reconnect-ms": RECONNECT_MS}
+        backend = {"addr": address, "server": False}
+        if not self.frail:
+            backend["reconnect-ms"] = RECONNECT_MS
         qmp.execute("chardev-add", id=self._chardev, backend={"type": "socket", "data": backend})
         try:
             if self.kind is DeviceType.NET:
@@ -101,6 +115,11 @@ class VhostUserDevice:
         if self.kind is DeviceType.NET:
             _remove(qmp, "netdev_del", self._netdev)
         _remove(qmp, "chardev-remove", self._chardev)
+
+    @property
+    def frail(self) -> bool:
+        """Whether the device is dead once its server has gone, and can't migrate."""
+        return self.kind in FRAIL
 
     @property
     def _chardev(self) -> str:

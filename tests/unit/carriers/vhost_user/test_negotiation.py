@@ -10,6 +10,7 @@ import pytest
 
 from iolane.carriers.vhost_user import FrontEnd, Rejection, SharedMemory, VhostUserError, VhostUserServer
 from iolane.carriers.vhost_user.protocol import HeaderFlag, ProtocolFeature, Request, VhostFeature, bit
+from iolane.devices.virtio.rng import Rng
 from iolane.model.virtio import Status
 from iolane.model.workers import Workers
 from iolane.testing.drivers.virtio import DriverMemory
@@ -28,6 +29,19 @@ def test_protocol_features_of_every_device(raw: RawFront) -> None:
     """By number: libblkio needs 3, 9 and 15, UML 3, 5 and 9; QEMU uses all."""
     offered = raw.number(Request.GET_PROTOCOL_FEATURES)
     assert offered == sum(1 << number for number in (0, 1, 3, 5, 9, 12, 13, 15, 16, 19))
+
+
+def test_an_entropy_device_is_not_offered_status(tmp_path: Path) -> None:
+    """QEMU's vhost-user-rng would say FEATURES_OK, and never that the driver is ready."""
+    device = Rng()
+    with Workers(1) as workers, VhostUserServer(device, tmp_path / "s", workers=workers) as server:
+        with RawFront(server.path) as raw:
+            offered = raw.number(Request.GET_PROTOCOL_FEATURES)
+            assert not offered & bit(ProtocolFeature.STATUS)
+            assert (
+                raw.u64(Request.SET_PROTOCOL_FEATURES, offered | bit(ProtocolFeature.STATUS)) == errno.EINVAL
+            )
+    device.close()
 
 
 def test_what_was_not_offered_is_refused(raw: RawFront, rejected: Rejected) -> None:
