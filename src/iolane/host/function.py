@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import IntFlag
 
@@ -11,6 +12,7 @@ from iolane.model.pci.pcie_id import PcieId
 
 DEVICES = "/sys/bus/pci/devices"
 _ROM = 6
+_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 
 
 class Resource(IntFlag):
@@ -158,9 +160,15 @@ def read_function(host: Host, address: PcieId) -> HostFunction | None:
     )
 
 
+def last_address(path: str) -> PcieId | None:
+    """The function that something in /sys/devices belongs to: the last address in its path."""
+    found = [part for part in path.split("/") if _is_address(part)]
+    return PcieId.from_string(found[-1]) if found else None
+
+
 def _is_address(text: str) -> bool:
-    # Every address in sysfs has its segment; "pci0000:00" and the like are root buses.
-    return len(text) >= 12 and text[-2:-1] == "." and text[-5:-4] == ":" and text[0] != "p"
+    """Every address in sysfs has its segment, of four digits or more (VMD)."""
+    return _ADDRESS.fullmatch(text) is not None
 
 
 def _driver_override(host: Host, folder: str) -> str | None:

@@ -124,3 +124,80 @@ class Machine:
         (self.root / folder / "devices").mkdir(parents=True, exist_ok=True)
         self.file(f"{folder}/type", type + "\n")
         self.file(f"{folder}/reserved_regions", regions or "0x00000000fee00000 0x00000000feefffff msi\n")
+
+    def iommu(self, unit: str = "dmar0", *, ecap: int = 0x8, width: int = 48) -> None:
+        """An IOMMU with its unit's registers and, since it is whole, interrupt remapping in use."""
+        folder = f"sys/devices/virtual/iommu/{unit}"
+        self.link(f"sys/class/iommu/{unit}", folder)
+        if unit.startswith("dmar"):
+            self.file(f"{folder}/intel-iommu/cap", f"{(width - 1) << 16:x}\n")
+            self.file(f"{folder}/intel-iommu/ecap", f"{ecap:x}\n")
+        self.interrupts("IR-IO-APIC", "IR-PCI-MSI")
+
+    def interrupts(self, *chips: str) -> None:
+        """/proc/interrupts with an interrupt of each chip."""
+        lines = [
+            f"{number:4}:  {number * 7}  0 {chip}  {number}-edge  x" for number, chip in enumerate(chips)
+        ]
+        self.file("proc/interrupts", "\n".join(["      CPU0 CPU1", *lines, "NMI:  0  0  Non-maskable\n"]))
+
+    def processor(self, vendor: str = "GenuineIntel", *, virtual: bool = False) -> None:
+        """/proc/cpuinfo."""
+        flags = "fpu vme vmx" + (" hypervisor" if virtual else "")
+        self.file("proc/cpuinfo", f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: {flags}\n")
+
+    def block(self, name: str, under: str, *, number: str, slaves: Sequence[str] = (), **files: str) -> str:
+        """A block device below the folder `under`; `slaves` are those it is made of. Returns its folder."""
+        folder = f"{under}/{name}"
+        self.file(f"{folder}/dev", f"{number}\n")
+        for path, text in files.items():
+            self.file(f"{folder}/{path.replace('__', '/')}", text + "\n")
+        (self.root / folder / "slaves").mkdir(exist_ok=True)
+        (self.root / folder / "holders").mkdir(exist_ok=True)
+        self.link(f"sys/class/block/{name}", folder)
+        for slave in slaves:
+            below = str(self.path_of_block(slave))
+            self.link(f"{folder}/slaves/{slave}", below)
+            self.link(f"{below}/holders/{name}", folder)
+        return folder
+
+    def path_of_block(self, name: str) -> Path:
+        """Where a block device is, from the root."""
+        return (self.root / "sys/class/block" / name).resolve().relative_to(self.root.resolve())
+
+    def mount(self, number: str, point: str, *, kind: str = "ext4", source: str = "/dev/x") -> None:
+        """A line of mountinfo (proc(5))."""
+        path = self.root / "proc/self/mountinfo"
+        before = path.read_text() if path.exists() else ""
+        self.file(
+            "proc/self/mountinfo", f"{before}27 1 {number} / {point} rw shared:1 - {kind} {source} rw\n"
+        )
+
+    def interface(self, name: str, under: str = "sys/devices/virtual", *, lower: Sequence[str] = ()) -> None:
+        """A network interface, on top of others if said."""
+        folder = f"{under}/net/{name}"
+        self.file(f"{folder}/type", "1\n")
+        self.link(f"sys/class/net/{name}", folder)
+        for each in lower:
+            self.link(f"{folder}/lower_{each}", f"sys/class/net/{each}")
+
+    def default_route(self, interface: str, *, version: int = 4) -> None:
+        """The way to everything else."""
+        if version == 4:
+            header = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
+            self.file(
+                "proc/net/route",
+                f"{header}{interface}\t00000000\t0102A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n",
+            )
+        else:
+            zero = "0" * 32
+            line = f"{zero} 00 {zero} 00 fe80{'0' * 28} 00000400 00000001 00000000 00000003 {interface}\n"
+            reject = f"{zero} 00 {zero} 00 {zero} ffffffff 00000001 00000000 00200200       lo\n"
+            self.file("proc/net/ipv6_route", line + reject)
+
+    def healthy(self) -> Machine:
+        """All that passthrough needs: an IOMMU, interrupt remapping, vfio-pci."""
+        self.processor()
+        self.iommu()
+        self.driver("vfio-pci")
+        return self
