@@ -37,7 +37,9 @@ class DiskUse:
 def disk_uses(host: Host) -> list[DiskUse]:
     """Every use of a disk that lies behind a PCI function."""
     found: dict[DiskUse, None] = {}
-    for name, use in [*_mounted(host), *_swapped(host), *_held(host)]:
+    used = [*_mounted(host), *_swapped(host)]
+    used += [(name, use) for name, use in _held(host) if name not in dict(used)]
+    for name, use in used:
         for function, disk, layers in _paths(host, name, (), _DEEPEST):
             found[DiskUse(function, disk, use, layers)] = None
     return list(found)

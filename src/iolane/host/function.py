@@ -9,6 +9,7 @@ from enum import IntFlag
 from iolane.host.config_space import ConfigSpace
 from iolane.host.sysfs import Host
 from iolane.model.pci.pcie_id import PcieId
+from iolane.uapi.pci import HeaderType
 
 DEVICES = "/sys/bus/pci/devices"
 _ROM = 6
@@ -96,7 +97,7 @@ class HostFunction:
     @property
     def is_bridge(self) -> bool:
         """Header type 1 or 2: a bridge or port, whose functions are others."""
-        return self.config.header_type != 0
+        return self.config.header_type in (HeaderType.BRIDGE, HeaderType.CARDBUS)
 
     @property
     def msix_vectors(self) -> int | None:

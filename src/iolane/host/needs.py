@@ -43,9 +43,10 @@ def needs(host: Host, functions: list[HostFunction], *, probe: bool = False) -> 
 
 def _of_disks(host: Host, functions: list[HostFunction], probe: bool) -> Iterator[tuple[PcieId, Need]]:
     uses = disk_uses(host)
-    for use in uses:
+    for address in dict.fromkeys(use.function for use in uses):
+        said = "; ".join(str(use) for use in uses if use.function == address)
         remedy = "unmount it, swapoff it, or take it out of what it is part of"
-        yield use.function, Need("disk", f"holds a disk in use: {use}", remedy)
+        yield address, Need("disk", f"holds a disk in use: {said}", remedy)
     if not probe:
         return
     known = {(use.function, use.disk) for use in uses}

@@ -136,9 +136,7 @@ class Machine:
 
     def interrupts(self, *chips: str) -> None:
         """/proc/interrupts with an interrupt of each chip."""
-        lines = [
-            f"{number:4}:  {number * 7}  0 {chip}  {number}-edge  x" for number, chip in enumerate(chips)
-        ]
+        lines = [f"{number:4}:  7  0 {chip}  {number}-edge  x" for number, chip in enumerate(chips)]
         self.file("proc/interrupts", "\n".join(["      CPU0 CPU1", *lines, "NMI:  0  0  Non-maskable\n"]))
 
     def processor(self, vendor: str = "GenuineIntel", *, virtual: bool = False) -> None:
@@ -185,10 +183,8 @@ class Machine:
         """The way to everything else."""
         if version == 4:
             header = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
-            self.file(
-                "proc/net/route",
-                f"{header}{interface}\t00000000\t0102A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n",
-            )
+            line = f"{interface}\t00000000\t0102A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n"
+            self.file("proc/net/route", header + line)
         else:
             zero = "0" * 32
             line = f"{zero} 00 {zero} 00 fe80{'0' * 28} 00000400 00000001 00000000 00000003 {interface}\n"
