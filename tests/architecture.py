@@ -26,7 +26,7 @@ FLOORS = {
     "__main__": 7,
 }
 # A module of testing/ stands on the floor of the package that its name begins with, or on this one.
-TESTING = {"power_cut": 2, "nvme_driver": 2, "drivers": 2, "pytest_plugin": 7}
+TESTING = {"power_cut": 2, "nvme_driver": 2, "drivers": 2, "fake_vfio": 3, "pytest_plugin": 7}
 # Who may import testing/ besides tests.
 MAY_IMPORT_TESTING = {"testing", "cli"}
 # Libraries that cost start-up time or bind to one engine, and the only packages that may know them.

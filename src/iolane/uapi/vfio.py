@@ -37,6 +37,9 @@ class Ioctl(IntEnum):
     DEVICE_PCI_HOT_RESET = 0x3B71
     DEVICE_IOEVENTFD = 0x3B74
     DEVICE_FEATURE = 0x3B75
+    DEVICE_BIND_IOMMUFD = 0x3B76
+    DEVICE_ATTACH_IOMMUFD_PT = 0x3B77
+    DEVICE_DETACH_IOMMUFD_PT = 0x3B78
     IOMMU_GET_INFO = 0x3B70
     IOMMU_MAP_DMA = 0x3B71
     IOMMU_UNMAP_DMA = 0x3B72
@@ -63,6 +66,13 @@ class DeviceFlags(IntFlag):
     AP = 1 << 5
     FSL_MC = 1 << 6
     CAPS = 1 << 7
+
+
+class PciHotResetFlags(IntFlag):
+    """VFIO_PCI_HOT_RESET_FLAG_*: struct vfio_pci_hot_reset_info of a device bound to an iommufd."""
+
+    DEV_ID = 1 << 0
+    DEV_ID_OWNED = 1 << 1
 
 
 class RegionFlags(IntFlag):

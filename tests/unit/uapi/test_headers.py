@@ -16,6 +16,7 @@ VFIO = {
     "Ioctl": ("VFIO_", ""),
     "GroupFlags": ("VFIO_GROUP_FLAGS_", ""),
     "DeviceFlags": ("VFIO_DEVICE_FLAGS_", ""),
+    "PciHotResetFlags": ("VFIO_PCI_HOT_RESET_FLAG_", ""),
     "RegionFlags": ("VFIO_REGION_INFO_FLAG_", ""),
     "RegionCap": ("VFIO_REGION_INFO_CAP_", ""),
     "PciRegion": ("VFIO_PCI_", "_REGION_INDEX"),
@@ -77,6 +78,11 @@ PCIE = {
 }
 # Newer than the oldest header that we are tested with (Linux 6.1): compared where the header has them.
 NEWER_VFIO = {
+    "VFIO_DEVICE_BIND_IOMMUFD",
+    "VFIO_DEVICE_ATTACH_IOMMUFD_PT",
+    "VFIO_DEVICE_DETACH_IOMMUFD_PT",
+    "VFIO_PCI_HOT_RESET_FLAG_DEV_ID",
+    "VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED",
     "VFIO_DEVICE_FEATURE_MIG_DATA_SIZE",
     "VFIO_DEVICE_FEATURE_BUS_MASTER",
     "VFIO_MIGRATION_PRE_COPY",
