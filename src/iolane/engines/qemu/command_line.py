@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
-from iolane.engines.qemu.vhost_user import VhostUserDevice
+from iolane.engines.qemu.qmp import Qmp
+from iolane.engines.qemu.vfio import VfioPciDevice
+from iolane.engines.qemu.vhost_user import VhostUserDevice, check_listening
 from iolane.errors import IolaneError
 
 QUICK_BOOT = (
@@ -66,9 +68,25 @@ class VfioUserDevice:
             properties["x-no-posted-writes"] = True
         return properties
 
+    def check(self) -> None:
+        """Refuse a device whose server is not there. Raises IolaneError."""
+        check_listening(self.id, self.socket)
 
-MachineDevice = VfioUserDevice | VhostUserDevice
-"""A device that another process serves."""
+    def plug(self, qmp: Qmp, port: str) -> None:
+        """Make it in a machine that runs."""
+        qmp.execute("device_add", 30.0, **self.properties(port))
+
+    def forget(self, qmp: Qmp) -> None:
+        """The device is gone; nothing was made beside it."""
+
+    @property
+    def remedy(self) -> str:
+        """What to look at when QEMU refuses it."""
+        return f"is its server listening at {self.socket}?"
+
+
+MachineDevice = VfioUserDevice | VhostUserDevice | VfioPciDevice
+"""A device that another process serves, or a function of this host."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from iolane.engines.qemu.migration import Migration, migrate
 from iolane.engines.qemu.probe import choose_accelerator
 from iolane.engines.qemu.provision import Qemu, obtain_qemu
 from iolane.engines.qemu.qmp import Qmp, QmpLostError
-from iolane.engines.qemu.slots import DeadServer, Slots, check_listening
+from iolane.engines.qemu.slots import DeadServer, Slots
+from iolane.engines.qemu.vfio import VfioPciDevice, refuse_discarding, refuse_without_locked_memory
 from iolane.errors import IolaneError
 
 LOGS_KEPT = 20
@@ -232,7 +233,8 @@ class QemuMachine:
     # -- devices ------------------------------------------------------------------------------------------
 
     def plug(self, device: MachineDevice) -> None:
-        """Plugs a device (its server must be listening) into a free root port of the running machine."""
+        """Plugs a device (its server listens, its function is held by vfio-pci) into a free root port."""
+        self._allow(device)
         self._slots_now().plug(device)
 
     def unplug(self, identity: str, timeout: float = 30.0) -> None:
@@ -275,7 +277,8 @@ class QemuMachine:
         if initrd is None and kernel is not None:
             initrd = build_initramfs(kernel, config.content, self._cache)
         for device in config.devices:
-            check_listening(device)
+            device.check()
+            self._allow(device)
         hardware = Hardware(
             name=config.name,
             accelerator=accelerator,
@@ -303,6 +306,12 @@ class QemuMachine:
             self._settle()
             raise self._failure("QEMU did not start") from None
         self._slots = Slots(now.qmp, now.process.pid, config.ports, config.devices)
+
+    def _allow(self, device: MachineDevice) -> None:
+        """Refuse a device that would not be safe in this machine."""
+        if isinstance(device, VfioPciDevice):
+            refuse_discarding(self.config.extra_arguments)
+            refuse_without_locked_memory(self.config.memory_mib << 20)
 
     def _kernel(self) -> GuestKernel | None:
         kernel = self.config.kernel

@@ -11,6 +11,7 @@ from iolane.engines.qemu.command_line import PORT_PREFIX, MachineDevice, VfioUse
 from iolane.engines.qemu.descriptors import connected_peers
 from iolane.engines.qemu.guard import ServerGuard
 from iolane.engines.qemu.qmp import Qmp, QmpError
+from iolane.engines.qemu.vfio import VfioPciDevice
 from iolane.engines.qemu.vhost_user import VhostUserDevice
 from iolane.errors import IolaneError
 
@@ -29,7 +30,7 @@ class DeadServer:
     """A device whose server has gone, and that QEMU does not connect again: one of vfio-user, from which the
     guest reads all ones, or one of vhost-user with a frail front end, whose requests never end."""
 
-    device: MachineDevice
+    device: VfioUserDevice | VhostUserDevice
     pluggable: bool = True
     """Whether it can be unplugged: not with MSI-X."""
 
@@ -82,25 +83,20 @@ class Slots:
             if port is None or port in taken:
                 what = "all root ports are taken" if port is None else f"root port {port} is taken"
                 raise IolaneError(what, remedy="unplug a device, or start the machine with more `ports`")
-            check_listening(device)
+            device.check()
             try:
-                if isinstance(device, VhostUserDevice):
-                    device.plug(self._qmp, port)
-                else:
-                    self._qmp.execute("device_add", 30.0, **device.properties(port))
+                device.plug(self._qmp, port)
             except QmpError as error:
                 raise IolaneError(
-                    f"device {device.id} cannot be plugged in: {error.message}",
-                    remedy=f"is its server listening at {device.socket}?",
+                    f"device {device.id} cannot be plugged in: {error.message}", remedy=device.remedy
                 ) from error
             self._plugged[device.id] = replace(device, port=port)
             self._plugged_in(device)
 
     def _plugged_in(self, device: MachineDevice) -> None:
-        if isinstance(device, VhostUserDevice):
-            self._told.discard(device.id)
-            return  # QEMU owns its function: there is nothing to guard
         self._told.discard(device.id)
+        if not isinstance(device, VfioUserDevice):
+            return  # QEMU owns its function: there is nothing to guard
         self._with_msix.discard(device.id)
         if self.has_msix(device.id):
             self._with_msix.add(device.id)
@@ -143,9 +139,8 @@ class Slots:
                     f"the guest refuses to let go of {identity}", remedy="stop using it in the guest"
                 )
             del self._plugged[identity]
-            if isinstance(device, VhostUserDevice):
-                device.forget(self._qmp)
-            else:
+            device.forget(self._qmp)
+            if isinstance(device, VfioUserDevice):
                 self._guard.forget(identity)
 
     def close(self) -> None:
@@ -159,7 +154,9 @@ class Slots:
         return any(entry["name"].startswith("msix-table") for entry in properties)
 
     def refuse_migration(self) -> None:
-        """QEMU's vfio-user-pci neither migrates its state nor blocks the migration; a frail one blocks it."""
+        """QEMU's vfio-user-pci neither migrates its state nor blocks the migration; a frail front end blocks
+        it; a physical function stays where it is.
+        """
         blocking = [
             device.id for device in self.plugged if isinstance(device, VhostUserDevice) and device.frail
         ]
@@ -173,6 +170,12 @@ class Slots:
             raise IolaneError(
                 f"migrating is refused: QEMU would silently drop the state of {', '.join(lost)}",
                 remedy="unplug these devices first, or shut the guest down and start it on the other side",
+            )
+        held = [f"{each.id} ({each.address})" for each in self.plugged if isinstance(each, VfioPciDevice)]
+        if held:
+            raise IolaneError(
+                f"migrating is refused: the physical function {', '.join(held)} can't move",
+                remedy="unplug it first, and plug one in on the other side",
             )
 
     # -- device servers -----------------------------------------------------------------------------------
@@ -203,7 +206,8 @@ class Slots:
         return [
             DeadServer(device, device.id not in self._with_msix)
             for device in self.plugged
-            if (isinstance(device, VfioUserDevice) or device.frail)
+            if not isinstance(device, VfioPciDevice)
+            and (isinstance(device, VfioUserDevice) or device.frail)
             and str(device.socket.absolute()) not in alive
         ]
 
@@ -218,11 +222,3 @@ class Slots:
                 "QEMU aborts when it resets such a device",
                 remedy=dead[0].recovery,
             )
-
-
-def check_listening(device: MachineDevice) -> None:
-    """Refuses a device whose server is not there; QEMU connects when the device is made."""
-    if not device.socket.is_socket():
-        raise IolaneError(
-            f"nobody listens at {device.socket} for device {device.id}", remedy="start its server first"
-        )

@@ -116,6 +116,15 @@ class VhostUserDevice:
             _remove(qmp, "netdev_del", self._netdev)
         _remove(qmp, "chardev-remove", self._chardev)
 
+    def check(self) -> None:
+        """Refuse a device whose server is not there. Raises IolaneError."""
+        check_listening(self.id, self.socket)
+
+    @property
+    def remedy(self) -> str:
+        """What to look at when QEMU refuses it."""
+        return f"is its server listening at {self.socket}?"
+
     @property
     def frail(self) -> bool:
         """Whether the device is dead once its server has gone, and can't migrate."""
@@ -133,3 +142,9 @@ class VhostUserDevice:
 def _remove(qmp: Qmp, command: str, identity: str) -> None:
     with contextlib.suppress(QmpError):
         qmp.execute(command, id=identity)
+
+
+def check_listening(identity: str, path: Path) -> None:
+    """Refuse a device whose server is not there: QEMU connects at once. Raises IolaneError."""
+    if not path.is_socket():
+        raise IolaneError(f"nobody listens at {path} for device {identity}", remedy="start its server first")
