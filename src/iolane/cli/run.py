@@ -56,6 +56,14 @@ def run(
         list[str] | None,
         typer.Option("--net", metavar="NET", help="tap=NAME, passt or none (default); may be repeated."),
     ] = None,
+    passed: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pass",
+            metavar="ADDRESS[,KEY=VALUE]",
+            help="A PCI function of this host, see `iolane host`; may be repeated.",
+        ),
+    ] = None,
     kernel: Annotated[
         str,
         typer.Option(
@@ -113,6 +121,9 @@ def run(
     --disk and --net are short for the usual --device: for an image block (by vhost-user) or nvme (by
     vfio-user), for a network net (by vhost-user). They take that device's other keys: FILE,read_only=on.
 
+    --pass takes a function from its driver here, gives it to the guest, and gives it back at the end. Its
+    keys: id=NAME, rom=off, force=on, group=whole. The guest gets the driver that the function had here.
+
     \b
     Examples:
       iolane run --disk disk.raw -- cat /proc/partitions
@@ -123,8 +134,10 @@ def run(
       iolane run --device nvme,image=disk.raw -- cat /proc/partitions
       iolane run --device nvme,image=disk.raw --json -- 'md5sum < /dev/nvme0n1'
       iolane run --device nvme,image=debian.raw,id=root --boot root --memory 2G
+      iolane run --pass 0000:01:00.0 --kernel generic -- cat /proc/partitions
     """
     from iolane.engines.qemu.command_line import Accelerator
+    from iolane.operations.passthrough import parse_pass
     from iolane.operations.run import UNLIMITED, RunRequest, run_command, run_console
     from iolane.operations.shorthand import disk_device, net_devices
     from iolane.operations.tracing import parse_trace
@@ -133,6 +146,7 @@ def run(
     networks = [device for text in net or [] for device in net_devices(text)]
     request = RunRequest(
         devices=[*(device or []), *disks, *networks],
+        passed=[parse_pass(text) for text in passed or []],
         command=command or [],
         kernel=kernel,
         kernel_modules=kernel_modules,

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ from iolane.engines.qemu.probe import choose_accelerator
 from iolane.engines.qemu.provision import Qemu, obtain_qemu
 from iolane.engines.qemu.vhost_user import VhostUserDevice
 from iolane.errors import IolaneError
+from iolane.operations.passthrough import PassedFunctions, PassRequest
 from iolane.operations.serving import DeviceServers, Endpoint, images_in_use
 from iolane.operations.terminal import ESCAPE_NAME, interact, require_terminal
 from iolane.operations.tracing import TraceRequest
@@ -68,6 +69,8 @@ class RunRequest:
     """What the user wants to run."""
 
     devices: Sequence[str] = ()
+    passed: Sequence[PassRequest] = ()
+    """Functions of this host."""
     command: Sequence[str] = ()
     kernel: str = Flavour.CLOUD
     """A Debian flavour or the path of an image."""
@@ -179,8 +182,12 @@ def machine_with_devices(
     check(request)
     cache = Cache(report=report)
     _provide_passt(request, cache)
-    with DeviceServers(request.devices, trace=request.trace) as servers:
-        names = [endpoint.name for endpoint in servers.endpoints]
+    with (
+        PassedFunctions(request.passed) as passed,
+        DeviceServers(request.devices, trace=request.trace) as servers,
+    ):
+        devices = [*(machine_device(each) for each in servers.endpoints), *passed.devices]
+        names = [device.id for device in devices]
         if request.boot is not None and request.boot not in names:
             raise IolaneError(
                 f"there is no device '{request.boot}' to boot from",
@@ -191,7 +198,7 @@ def machine_with_devices(
         if interactive:
             require_terminal()
         engine = choose_engine(request, cache)
-        machine = QemuMachine(_config(request, servers, cache, engine, interactive), cache)
+        machine = QemuMachine(_config(request, devices, passed.drivers, cache, engine, interactive), cache)
         machine.on_dead_server = lambda dead: report(str(dead))
         report(f"booting with {', '.join(names) or 'no device'} on {engine}")
         with machine:
@@ -236,41 +243,49 @@ def _is_path(kernel: str) -> bool:
 
 
 def _config(
-    request: RunRequest, servers: DeviceServers, cache: Cache, engine: Engine, interactive: bool
+    request: RunRequest,
+    devices: list[MachineDevice],
+    drivers: list[str],
+    cache: Cache,
+    engine: Engine,
+    interactive: bool,
 ) -> MachineConfig:
     kernel = None if request.boot is not None else _kernel(request, cache)
     return MachineConfig(
         memory_mib=request.memory_mib,
         cpus=request.cpus,
-        devices=[machine_device(endpoint, request.boot) for endpoint in servers.endpoints],
+        devices=[_bootable(device, request.boot) for device in devices],
         kernel=kernel,
         initrd=request.initrd,
-        content=_content(request, kernel, cache),
+        content=_content(request, kernel, drivers, cache),
         append=request.append,
         shell=interactive,
         iommu=request.iommu,
-        ports=max(4, len(servers.endpoints)),
+        ports=max(4, len(devices)),
         accelerator=engine.accelerator,
         qemu=engine.qemu,
         console_log=request.console_log,
     )
 
 
-def machine_device(endpoint: Endpoint, boot: str | None = None) -> MachineDevice:
-    """What the machine connects to an endpoint with; the firmware boots from the one named `boot`."""
-    bootindex = 1 if endpoint.name == boot else None
+def machine_device(endpoint: Endpoint) -> MachineDevice:
+    """What the machine connects to an endpoint with."""
     kind = endpoint.virtio
     if kind is None:
-        return VfioUserDevice(endpoint.name, endpoint.socket, bootindex=bootindex)
+        return VfioUserDevice(endpoint.name, endpoint.socket)
     return VhostUserDevice(
         endpoint.name,
         endpoint.socket,
         kind.type,
         kind.queues,
         kind.queue_size,
-        bootindex=bootindex,
         mac=kind.mac,
     )
+
+
+def _bootable(device: MachineDevice, boot: str | None) -> MachineDevice:
+    """The firmware boots from the device named `boot`."""
+    return replace(device, bootindex=1) if device.id == boot else device
 
 
 def _kernel(request: RunRequest, cache: Cache) -> GuestKernel:
@@ -279,14 +294,19 @@ def _kernel(request: RunRequest, cache: Cache) -> GuestKernel:
     return debian_kernel(request.kernel, cache)
 
 
-def _content(request: RunRequest, kernel: GuestKernel | None, cache: Cache) -> InitramfsContent:
-    """The modules that were asked for, and the stock drivers of the devices that iolane names."""
+def _content(
+    request: RunRequest, kernel: GuestKernel | None, drivers: list[str], cache: Cache
+) -> InitramfsContent:
+    """The modules that were asked for, the stock drivers of the devices that iolane names, and those that
+    passed functions had here.
+    """
     if kernel is None or request.initrd is not None:
         return InitramfsContent()
     names = [module for module in request.modules if not _is_file(module)]
     kinds = {parse(device).name for device in request.devices}
     if kernel.modules is not None:
-        names += [driver for kind, drivers in STOCK_DRIVERS.items() if kind in kinds for driver in drivers]
+        names += [driver for kind, stock in STOCK_DRIVERS.items() if kind in kinds for driver in stock]
+        names += drivers
     files = [Path(module) for module in request.modules if _is_file(module)]
     built = [file if file.suffix == ".ko" else build_module(kernel, file, cache) for file in files]
     setup = DHCP_SETUP if "net" in kinds else None

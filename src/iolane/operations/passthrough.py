@@ -1,0 +1,127 @@
+"""`--pass ADDRESS[,key=value...]`: functions of this host for a machine, taken before it starts and given
+back after it has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from iolane.devices.specification import IDENTIFIER, split_commas, suggestion
+from iolane.engines.qemu.command_line import MachineDevice
+from iolane.engines.qemu.vfio import VfioPciDevice
+from iolane.errors import IolaneError
+from iolane.host.taking import Taking
+from iolane.model.pci import PcieId
+from iolane.operations.interruption import INTERRUPTION
+
+KEYS = {
+    "id": "the function's name in this machine",
+    "rom": "off: the firmware does not see the function's option ROM",
+    "force": "on: also what the host needs, and what can't be reset",
+    "group": "whole: take along what else is in its IOMMU group",
+}
+
+
+class PassRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One `--pass`, taken apart."""
+
+    text: str
+    address: PcieId
+    id: str
+    rom: bool = True
+    force: bool = False
+    whole_group: bool = False
+
+
+def parse_pass(text: str) -> PassRequest:
+    """Take `ADDRESS[,key=value...]` apart; raises IolaneError in one line that quotes the argument."""
+    first, *others = split_commas(text)
+    try:
+        address = PcieId.from_string(first)
+    except IolaneError as error:
+        raise IolaneError(f"pass '{text}': {error.message}", remedy=error.remedy) from None
+    given: dict[str, str] = {}
+    for other in others:
+        key, equals, value = other.partition("=")
+        if not equals or key not in KEYS:
+            raise IolaneError(f"pass '{text}': '{other}' is not understood", remedy=suggestion(key, KEYS))
+        if key in given:
+            raise IolaneError(f"pass '{text}': {key} is given twice")
+        given[key] = value
+    identity = given.get("id") or default_id(address)
+    if not IDENTIFIER.fullmatch(identity):
+        raise IolaneError(f"pass '{text}': id '{identity}' is not a name")
+    return PassRequest(
+        text=text,
+        address=address,
+        id=identity,
+        rom=_choice(text, given, "rom", "on", "off"),
+        force=not _choice(text, given, "force", "off", "on"),
+        whole_group=not _choice(text, given, "group", "alone", "whole"),
+    )
+
+
+def default_id(address: PcieId) -> str:
+    """What a passed function is called where nobody says: `pci-01-00.0`."""
+    segment = f"{address.segment:04x}-" if address.segment else ""
+    return f"pci-{segment}{address.bus:02x}-{address.device:02x}.{address.function}"
+
+
+def _choice(text: str, given: dict[str, str], key: str, usual: str, other: str) -> bool:
+    """Whether `key` is as usual."""
+    value = given.get(key, usual)
+    if value not in (usual, other):
+        raise IolaneError(f"pass '{text}': {key} is {usual} or {other}, not '{value}'")
+    return value == usual
+
+
+class PassedFunctions:
+    """Takes functions while it is entered; leaving it gives each its driver again.
+
+    Attributes:
+        devices: what a machine makes of them.
+        drivers: the drivers that they had here, which a guest of Debian's kernel has too.
+    """
+
+    def __init__(self, requests: Sequence[PassRequest]) -> None:
+        for one, other in _pairs(requests):
+            if one.address == other.address or one.id == other.id:
+                raise IolaneError(f"pass '{one.text}' and '{other.text}': the same function, or the same id")
+        self._requests = requests
+        self._stack = ExitStack()
+        self.devices: list[MachineDevice] = []
+        self.drivers: list[str] = []
+
+    def __enter__(self) -> Self:
+        try:
+            for request in self._requests:
+                with INTERRUPTION.held():
+                    self._take(request)
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        with INTERRUPTION.held():
+            self._stack.close()
+
+    def _take(self, request: PassRequest) -> None:
+        taking = Taking([request.address], whole_group=request.whole_group, force=request.force)
+        taken = self._stack.enter_context(taking).taken
+        self.drivers += [each.driver for each in taken if each.address == request.address and each.driver]
+        self.devices.append(VfioPciDevice(request.id, request.address, rom=request.rom))
+
+
+def _pairs(requests: Sequence[PassRequest]) -> list[tuple[PassRequest, PassRequest]]:
+    return [(one, other) for place, one in enumerate(requests) for other in requests[place + 1 :]]
