@@ -40,6 +40,7 @@ BUILT_IN = {
     "nvme": "iolane.devices.nvme:Nvme",
     "rng": "iolane.devices.virtio.rng:RngFunction",
     "serial": "iolane.devices.serial:PciSerial",
+    "sriov": "iolane.devices.sriov:SharedAdder",
 }
 VIRTIO = {
     "block": "iolane.devices.virtio.block:Block",

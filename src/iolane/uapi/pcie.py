@@ -8,6 +8,7 @@ CAP_EXP_ENDPOINT_SIZEOF_V1 = 0x14
 CAP_EXP_ENDPOINT_SIZEOF_V2 = 0x32
 EXT_CAP_DSN_SIZEOF = 0xC
 EXT_CAP_SRIOV_SIZEOF = 0x40
+SRIOV_NUM_BARS = 6
 
 
 class ExtendedCapability(IntEnum):
@@ -272,6 +273,20 @@ class AerCap(IntFlag):
     ECRC_CHKE = 0x00000100
 
 
+class Ari(IntEnum):
+    """PCI_ARI_*: offsets in the alternative routing-id interpretation capability."""
+
+    CAP = 0x04
+    CTRL = 0x06
+
+
+class AriCap(IntFlag):
+    """PCI_ARI_CAP_*: its capability register; bits 15:8 name the next function."""
+
+    MFVC = 0x0001
+    ACS = 0x0002
+
+
 class Sriov(IntEnum):
     """PCI_SRIOV_*: offsets in the SR-IOV capability."""
 
@@ -289,6 +304,18 @@ class Sriov(IntEnum):
     SYS_PGSIZE = 0x20
     BAR = 0x24
     VFM = 0x3C
+
+
+class SriovCap(IntFlag):
+    """PCI_SRIOV_CAP_*: SR-IOV capabilities."""
+
+    VFM = 0x00000001
+
+
+class SriovStatus(IntFlag):
+    """PCI_SRIOV_STATUS_*: SR-IOV status."""
+
+    VFM = 0x0001
 
 
 class SriovCtrl(IntFlag):

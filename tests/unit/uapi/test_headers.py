@@ -73,7 +73,11 @@ PCIE = {
     "AerUncorrectable": "PCI_ERR_UNC_",
     "AerCorrectable": "PCI_ERR_COR_",
     "AerCap": "PCI_ERR_CAP_",
+    "Ari": "PCI_ARI_",
+    "AriCap": "PCI_ARI_CAP_",
     "Sriov": "PCI_SRIOV_",
+    "SriovCap": "PCI_SRIOV_CAP_",
+    "SriovStatus": "PCI_SRIOV_STATUS_",
     "SriovCtrl": "PCI_SRIOV_CTRL_",
 }
 # Newer than the oldest header that we are tested with (Linux 6.1): compared where the header has them.

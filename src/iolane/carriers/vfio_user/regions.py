@@ -17,7 +17,9 @@ from iolane.carriers.vfio_user.protocol import (
 )
 from iolane.carriers.vfio_user.rejection import RefusedError, Rejection
 from iolane.carriers.vfio_user.session import Reply, Request, Session
-from iolane.model.region import Area, Region
+from iolane.model.pci import SriovCapability
+from iolane.model.pci.config_space import EXTENDED_START
+from iolane.model.region import Area, Region, RegionIndex
 
 CAPABILITY_OFFSET = REGION_INFO.size
 WIDTHS = (1, 2, 4, 8)
@@ -77,7 +79,22 @@ class RegionCommands:
         if region is not None and count:
             with self._session.device.lock:
                 data = region.read_bytes(offset, count)
+                if region.index is RegionIndex.CONFIG and count > WIDTHS[-1]:
+                    data = self._set_up_by(offset, data)
         return Reply(REGION_ACCESS.pack(offset, index, count) + data)
+
+    def _set_up_by(self, offset: int, data: bytes) -> bytes:
+        """Config space as a client may see it that reads it in one go, to set itself up.
+
+        QEMU 11 (hw/vfio/pci.c, vfio_add_ext_cap) drops SR-IOV and ARI from the extended capabilities that it
+        finds so, and virtualises the chain of the rest. Finding none it leaves all of them to us. So of a
+        function with SR-IOV it finds none, and the guest, which reads by accesses, finds what there is.
+        """
+        head = EXTENDED_START - offset
+        capabilities = self._session.device.config.capabilities
+        if not 0 <= head <= len(data) - 4 or not any(isinstance(c, SriovCapability) for c in capabilities):
+            return data
+        return data[:head] + bytes(4) + data[head + 4 :]
 
     def write(self, request: Request) -> Reply:
         """ "VFIO_USER_REGION_WRITE" of any length."""

@@ -10,7 +10,7 @@ from iolane.carriers.server import Event, EventKind, SocketServer
 from iolane.carriers.vfio_user.connection import Connection
 from iolane.carriers.vfio_user.rejection import Statistics
 from iolane.model.interrupts import InterruptIndex, TableOwner
-from iolane.model.pci import PciDevice
+from iolane.model.pci import PciDevice, VirtualFunction
 from iolane.model.workers import Workers
 
 __all__ = ["FDS_BESIDE_VECTORS", "Event", "EventKind", "VfioUserServer"]
@@ -72,3 +72,5 @@ class VfioUserServer(SocketServer[Connection, Statistics]):
     def _attached(self) -> None:
         with self.device.lock:
             self.device.interrupts.table_owner = TableOwner.CARRIER
+            if isinstance(self.device, VirtualFunction):
+                self.device.memory_shown = True  # QEMU maps BARs by what the guest writes to COMMAND

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Generic, NamedTuple, Self, TypeVar, overload
 
@@ -172,3 +172,14 @@ class BuiltBar(NamedTuple):
     def mask(self) -> int:
         """The address bits the guest can write."""
         return (~(self.size - 1) & 0xFFFF_FFFF_FFFF_FFFF) & ~self.flags
+
+
+def bar_value(bars: Mapping[int, BuiltBar], index: int, value: int) -> int:
+    """What BAR register `index` holds after `value` was written to it (7.5.1.2.1): the address bits that can
+    be written, and the read-only low bits. 0 for a register that no BAR has.
+    """
+    bar = bars.get(index)
+    if bar is not None:
+        return (value & bar.mask & 0xFFFF_FFFF) | bar.flags
+    lower = bars.get(index - 1)
+    return value & lower.mask >> 32 if lower is not None and lower.wide else 0

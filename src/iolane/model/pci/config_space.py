@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from iolane.errors import IolaneError
-from iolane.model.pci.bar import BuiltBar
+from iolane.model.pci.bar import BuiltBar, bar_value
 from iolane.model.pci.capability import BoundCapability
 from iolane.model.pci.header import Command, Type0Header
 from iolane.model.region import Piece, Region, RegionIndex
@@ -48,6 +48,7 @@ class ConfigSpace(Region):
         bars: the BARs, for sizing.
         capabilities: in the order in which they are chained, named for the trace.
         command_changed: called after a write to COMMAND, a load and a reset.
+        header: the header's registers, another type for a function whose header is not the usual one.
 
     Raises:
         IolaneError: the capabilities do not fit.
@@ -59,9 +60,10 @@ class ConfigSpace(Region):
         bars: Sequence[BuiltBar],
         capabilities: Sequence[tuple[str, BoundCapability]],
         command_changed: Callable[[Command], None],
+        header: type[Type0Header] = Type0Header,
     ) -> None:
         self.storage = memoryview(bytearray(CONFIG_SIZE))
-        self.header = Type0Header()
+        self.header = header()
         self.header.bind(self.storage[: self.header.layout.storage_size])
         self.capabilities = [capability for _, capability in capabilities]
         self._identity = identity
@@ -71,8 +73,8 @@ class ConfigSpace(Region):
         pieces += self._place([item for item in capabilities if not item[1].extended], CAPABILITIES_START)
         pieces += self._place([item for item in capabilities if item[1].extended], EXTENDED_START)
         super().__init__(RegionIndex.CONFIG, CONFIG_SIZE, pieces, name="config", widest=4)
-        self.header.hook_write(Type0Header.COMMAND, command_changed)
-        self.header.hook_write(Type0Header.BAR, self._bar_written)
+        self.header.hook_write(header.COMMAND, command_changed)
+        self.header.hook_write(header.BAR, self._bar_written)
         self.reset(ResetKind.CONVENTIONAL)
 
     def _place(self, capabilities: list[tuple[str, BoundCapability]], offset: int) -> list[Piece]:
@@ -97,7 +99,7 @@ class ConfigSpace(Region):
         for capability in self.capabilities:
             capability.reset(kind)
         for index in range(6):
-            self.header.BAR[index] = self._bar_value(index, 0)
+            self.header.BAR[index] = bar_value(self._bars, index, 0)
         self._command_changed(self.header.COMMAND)
 
     def _fill_header(self) -> None:
@@ -121,21 +123,13 @@ class ConfigSpace(Region):
         """
         self._fill_header()
         for index in range(6):
-            self.header.BAR[index] = self._bar_value(index, self.header.BAR[index])
+            self.header.BAR[index] = bar_value(self._bars, index, self.header.BAR[index])
         for capability in self.capabilities:
             capability.loaded()
         self._command_changed(self.header.COMMAND)
 
-    def _bar_value(self, index: int, value: int) -> int:
-        bar = self._bars.get(index)
-        if bar is not None:
-            mask = bar.mask if bar.wide else bar.mask & 0xFFFF_FFFF
-            return (value & mask & 0xFFFF_FFFF) | bar.flags
-        lower = self._bars.get(index - 1)
-        return value & bar_upper_mask(lower) if lower is not None and lower.wide else 0
-
     def _bar_written(self, index: int, value: Register32) -> None:
-        self.header.BAR[index] = self._bar_value(index, value)
+        self.header.BAR[index] = bar_value(self._bars, index, value)
 
     def bar_address(self, index: int) -> int | None:
         """Where the guest put the BAR, or None while it does not decode (COMMAND) or does not exist."""
@@ -161,8 +155,3 @@ class ConfigSpace(Region):
     def intx_disabled(self) -> bool:
         """COMMAND.INTX_DISABLE."""
         return bool(self.header.COMMAND.INTX_DISABLE)
-
-
-def bar_upper_mask(bar: BuiltBar) -> int:
-    """The bits of a 64-bit BAR's upper register that the guest can write."""
-    return bar.mask >> 32

@@ -74,10 +74,8 @@ class PciDevice(Device):
         declared = self._presented_capabilities()
         for name_, capability in declared.items():
             self._bound[name_] = capability.bind(self)
-        built = self._build_bars()
-        self.config = ConfigSpace(
-            self._identity(), built, [(key, self._bound[key]) for key in declared], self._command_changed
-        )
+        self.built_bars = self._build_bars()
+        self.config = self._build_config([(key, self._bound[key]) for key in declared])
         self._regions[RegionIndex.CONFIG] = self.config
         self._connect_interrupts()
         self._bind_hooks()
@@ -151,6 +149,9 @@ class PciDevice(Device):
             subsystem_id=self.subsystem_id,
             interrupt_pin=self._interrupt_pin,
         )
+
+    def _build_config(self, capabilities: list[tuple[str, BoundCapability]]) -> ConfigSpace:
+        return ConfigSpace(self._identity(), self.built_bars, capabilities, self._command_changed)
 
     def msix_bar(self, declaration: Msix) -> int:
         """The BAR that holds the MSI-X table: the declared one, else the first free of 4, 2, 5, 3, 1, 0."""

@@ -107,6 +107,9 @@ class FunctionDriver(Generic[D]):
     def close(self) -> None:
         """Close the device and the interrupts' eventfds."""
         self.device.close()
+        self._close_eventfds()
+
+    def _close_eventfds(self) -> None:
         for fd in self._eventfds:
             os.close(fd)
         self._eventfds.clear()

@@ -11,6 +11,7 @@ import pytest
 
 from iolane.model.interrupts import InterruptIndex
 from iolane.model.pci.caps.aer import AerRegisters, CorrectableErrors, UncorrectableErrors
+from iolane.model.pci.caps.ari import AriCapabilities, AriRegisters
 from iolane.model.pci.caps.express import (
     DeviceCapabilities,
     DeviceControl,
@@ -21,6 +22,7 @@ from iolane.model.pci.caps.express import (
 from iolane.model.pci.caps.msi import MsiControl, MsiRegisters, msi_registers
 from iolane.model.pci.caps.msix import MsixControl, MsixRegisters, MsixTable, VectorControl
 from iolane.model.pci.caps.power_management import PowerControlStatus, PowerManagementRegisters
+from iolane.model.pci.caps.sriov import SriovCapabilities, SriovControl, SriovRegisters, SriovStatus
 from iolane.model.pci.header import Command, Status, Type0Header
 from iolane.model.region import RegionIndex
 from iolane.model.registers import Field, RegisterMap
@@ -94,6 +96,26 @@ OFFSETS: list[tuple[type[RegisterMap], dict[str, IntEnum | int]]] = [
             "HEADER_LOG": pcie.Aer.HEADER_LOG,
         },
     ),
+    (AriRegisters, {"CAPABILITIES": pcie.Ari.CAP, "CONTROL": pcie.Ari.CTRL}),
+    (
+        SriovRegisters,
+        {
+            "CAPABILITIES": pcie.Sriov.CAP,
+            "CONTROL": pcie.Sriov.CTRL,
+            "STATUS": pcie.Sriov.STATUS,
+            "INITIAL_VFS": pcie.Sriov.INITIAL_VF,
+            "TOTAL_VFS": pcie.Sriov.TOTAL_VF,
+            "NUM_VFS": pcie.Sriov.NUM_VF,
+            "FUNCTION_LINK": pcie.Sriov.FUNC_LINK,
+            "FIRST_VF_OFFSET": pcie.Sriov.VF_OFFSET,
+            "VF_STRIDE": pcie.Sriov.VF_STRIDE,
+            "VF_DEVICE_ID": pcie.Sriov.VF_DID,
+            "SUPPORTED_PAGE_SIZES": pcie.Sriov.SUP_PGSIZE,
+            "SYSTEM_PAGE_SIZE": pcie.Sriov.SYS_PGSIZE,
+            "VF_BAR": pcie.Sriov.BAR,
+            "MIGRATION_STATE": pcie.Sriov.VFM,
+        },
+    ),
 ]
 
 
@@ -141,6 +163,15 @@ FIELDS: list[tuple[Any, int]] = [
     (UncorrectableErrors.INTERNAL, pcie.AerUncorrectable.INTN),
     (CorrectableErrors.RECEIVER, pcie.AerCorrectable.RCVR),
     (CorrectableErrors.ADVISORY_NON_FATAL, pcie.AerCorrectable.ADV_NFAT),
+    (AriCapabilities.MFVC_GROUPS, pcie.AriCap.MFVC),
+    (AriCapabilities.ACS_GROUPS, pcie.AriCap.ACS),
+    (SriovCapabilities.VF_MIGRATION, pcie.SriovCap.VFM),
+    (SriovControl.VF_ENABLE, pcie.SriovCtrl.VFE),
+    (SriovControl.VF_MIGRATION_ENABLE, pcie.SriovCtrl.VFM),
+    (SriovControl.VF_MIGRATION_INTERRUPT, pcie.SriovCtrl.INTR),
+    (SriovControl.VF_MSE, pcie.SriovCtrl.MSE),
+    (SriovControl.ARI_CAPABLE_HIERARCHY, pcie.SriovCtrl.ARI),
+    (SriovStatus.VF_MIGRATION, pcie.SriovStatus.VFM),
 ]
 
 
@@ -154,3 +185,8 @@ def test_indexes_are_vfios() -> None:
     assert {item.name: item.value for item in RegionIndex} == regions
     assert [item.value for item in InterruptIndex] == [item.value for item in vfio.PciIrq]
     assert int(PortType.INTEGRATED_ENDPOINT) == int(pcie.ExpressType.RC_END)
+
+
+def test_the_sriov_capability_has_the_headers_size() -> None:
+    assert SriovRegisters.layout.size == pcie.EXT_CAP_SRIOV_SIZEOF
+    assert SriovRegisters.VF_BAR.count == pcie.SRIOV_NUM_BARS

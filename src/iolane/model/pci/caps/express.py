@@ -105,18 +105,45 @@ class ExpressRegisters(RegisterMap):
     SLOT_CAPABILITIES_2 = register(0x34, Register32, access="ro")
 
 
+class VirtualDeviceControl(DeviceControl):
+    """Device Control of a VF: what its PF decides for it is reserved (9.3.5.4)."""
+
+    CORRECTABLE_ENABLE = Field(0, access="rsvdp")
+    NON_FATAL_ENABLE = Field(1, access="rsvdp")
+    FATAL_ENABLE = Field(2, access="rsvdp")
+    UNSUPPORTED_REQUEST_ENABLE = Field(3, access="rsvdp")
+    RELAXED_ORDERING = Field(4, access="rsvdp")
+    MAX_PAYLOAD = Field(7, 5, access="rsvdp")
+    EXTENDED_TAG = Field(8, access="rsvdp")
+    NO_SNOOP = Field(11, access="rsvdp")
+    MAX_READ_REQUEST = Field(14, 12, access="rsvdp")
+
+
+class VirtualExpressRegisters(ExpressRegisters):
+    """The registers of a VF (9.3.5): the link is its PF's, and most of Device Control too."""
+
+    DEVICE_CONTROL = register(0x08, VirtualDeviceControl)
+    LINK_CONTROL = register(0x10, LinkControl, access="ro")
+
+
 class ExpressCapability(BoundCapability):
     """The endpoint's Express capability; writing Initiate FLR calls `reset_function`."""
 
     id = CapabilityId.EXP
     registers: ExpressRegisters
 
-    def __init__(self, port_type: PortType, flr: bool, reset_function: Callable[[ResetKind], None]) -> None:
-        super().__init__(ExpressRegisters())
+    def __init__(
+        self,
+        port_type: PortType,
+        flr: bool,
+        reset_function: Callable[[ResetKind], None],
+        registers: type[ExpressRegisters] = ExpressRegisters,
+    ) -> None:
+        super().__init__(registers())
         self._port_type = port_type
         self._flr = flr
         self._reset_function = reset_function
-        self.registers.hook_write(ExpressRegisters.DEVICE_CONTROL, self._control)
+        self.registers.hook_write(registers.DEVICE_CONTROL, self._control)
 
     def _control(self, value: DeviceControl) -> None:
         if not value.INITIATE_FLR:
@@ -145,3 +172,13 @@ class PcieEndpoint(Capability[ExpressCapability]):
 
     def bind(self, function: Owner) -> ExpressCapability:
         return ExpressCapability(self.port_type, self.flr, function.reset)
+
+
+class PcieVirtualEndpoint(PcieEndpoint):
+    """Declare the capability of a virtual function, which always offers Function Level Reset (9.3.5.3)."""
+
+    def __init__(self) -> None:
+        super().__init__(flr=True)
+
+    def bind(self, function: Owner) -> ExpressCapability:
+        return ExpressCapability(self.port_type, self.flr, function.reset, VirtualExpressRegisters)
