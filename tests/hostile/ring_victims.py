@@ -39,11 +39,14 @@ class Outcome(NamedTuple):
     Attributes:
         memory: guest memory, the used ring left out of a broken queue's: what was done before the wrong chain
             need not have been published.
+        base: where whoever serves the ring next goes on. Not of a chain that is available twice: the readable
+            queue notices that once it is taken.
     """
 
     rejection: RingRejection | None
     disk: bytes
     memory: bytes
+    base: int | None
 
 
 class Victim:
@@ -99,7 +102,9 @@ class Victim:
         assert (Status.NEEDS_RESET in device.status) == (rejection is not None)
         assert device.error_count == 0, "the device's own code failed"
         self.check_guards()
-        return Outcome(rejection, self.disk(), self._comparable(ring, rejection))
+        twice = rejection is RingRejection.HEAD_IN_FLIGHT
+        base = None if queue.ring is None or twice else queue.ring.last_available
+        return Outcome(rejection, self.disk(), self._comparable(ring, rejection), base)
 
     def serve(self, ring: HostileRing) -> None:
         queue = self.queue

@@ -69,7 +69,8 @@ class Duel:
             raise Wrong(f"{name}: {expected.rejection!r}, not {ring.expected!r}")
         if outcome != expected:
             if not self._names_its_rings(ring, before, tables=name == "random"):
-                raise Wrong(f"{name}: {outcome.rejection!r} compiled, {expected.rejection!r} readable")
+                how = [f"{each.rejection!r} at {each.base}" for each in (outcome, expected)]
+                raise Wrong(f"{name}: {how[0]} compiled, {how[1]} readable")
             self.excused += 1
             self.compiled.set_disk(expected.disk)
         if expected.rejection is None:
@@ -156,7 +157,7 @@ def main() -> None:
     duel.close()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)  # against a hang: two processes on a machine that others use
 def test_300_000_rings(memory_folder: Path) -> None:
     campaign(memory_folder, 300_000)
 

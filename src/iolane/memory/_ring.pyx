@@ -265,6 +265,15 @@ cdef class CompiledQueue:
             raise ValueError(f"chain {head} is taken")
         self.taken[head] = TAKEN
 
+    def untake(self, unsigned int head):
+        """The chain that was taken last is available again. While `slow` is called for it."""
+        if head >= self.size or self.taken[head] != TAKEN:
+            raise ValueError(f"chain {head} is not taken")
+        self.taken[head] = 0
+        self.last_available -= 1
+        if self.inflight != NULL:
+            ring_store8(&self.inflight_table[head].inflight, 0)
+
     def settle(self):
         """After `run` has returned: make visible what was completed since."""
         self._collect_finished()
@@ -333,14 +342,15 @@ cdef class CompiledQueue:
         while waiting and done < BATCH and not self._full():
             position = ring_read16(self.available + 2 + (self.last_available & self.mask))
             head[0] = position
-            if position < self.size and self.taken[position]:
+            if position >= self.size:
+                return E_CHAIN  # Python names the rule that this breaks; it is not taken
+            if self.taken[position]:
                 return E_HEAD_IN_FLIGHT
             self.last_available += 1
             waiting -= 1
             done += 1
-            if position < self.size:
-                self._note_taken(position)
-            if self.path is None or position >= self.size or not block_start(self, position):
+            self._note_taken(position)
+            if self.path is None or not block_start(self, position):
                 return E_CHAIN
         return -1
 

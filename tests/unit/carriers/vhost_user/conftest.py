@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from iolane.carriers.vhost_user import FrontEnd, Rejection, SharedMemory, VhostUserServer
+from iolane.carriers.vhost_user.choice import PLANES
 from iolane.model.workers import Workers
 from iolane.testing.drivers.virtio import DriverMemory
 from tests.unit.carriers.vhost_user.sample import ECHO, MEMORY, WANTED, Driver, Network, RawFront, Sample
@@ -28,11 +29,19 @@ def network() -> Iterator[Network]:
     sample.close()
 
 
+@pytest.fixture(params=sorted(PLANES))
+def plane(request: pytest.FixtureRequest) -> str:
+    """The name of a data plane."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture
-def server(device: Sample, tmp_path: Path) -> Iterator[VhostUserServer]:
-    with Workers(2) as workers, VhostUserServer(device, tmp_path / "s", workers=workers) as server:
-        yield server
-        device.gate.set()
+def server(device: Sample, tmp_path: Path, plane: str) -> Iterator[VhostUserServer]:
+    with Workers(2) as workers:
+        with VhostUserServer(device, tmp_path / "s", workers=workers, plane=PLANES[plane]) as server:
+            yield server
+            device.gate.set()
 
 
 @pytest.fixture
