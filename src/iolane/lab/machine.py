@@ -16,8 +16,9 @@ from iolane.engines.qemu.agent import CommandFailedError, CommandResult, OutputF
 from iolane.engines.qemu.cache import Cache, Report
 from iolane.engines.qemu.command_line import Accelerator
 from iolane.engines.qemu.console import Console
-from iolane.engines.qemu.kernel import Flavour
+from iolane.engines.qemu.kernel import Flavour, debian_kernel
 from iolane.engines.qemu.machine import MachineConfig, QemuMachine
+from iolane.engines.qemu.vmlinux import uncompressed
 from iolane.errors import IolaneError
 from iolane.lab import hardware, init
 from iolane.lab.disk import make_disk
@@ -25,9 +26,11 @@ from iolane.lab.environment import command_line, environment
 from iolane.lab.fault_trace import EVENTS, TraceRecord, parse_trace
 from iolane.lab.hardware import DEFAULT_DEVICES, Iommu, Kind, LabDevice, PlacedDevice
 from iolane.model.pci.pcie_id import PcieId
+from iolane.operations.interruption import INTERRUPTION
 
 BOOT_SECONDS = 240.0
 """The longest a boot may take: the machine may be busy."""
+SMALLEST_MIB = 512
 LARGEST_TRACE = 64 << 20
 
 
@@ -61,6 +64,16 @@ class LabConfig:
     console_log: Path | None = None
 
 
+def check_config(config: LabConfig) -> None:
+    """Refuses what can't come up, before anything is made or fetched."""
+    if config.memory_mib < SMALLEST_MIB:
+        raise IolaneError(f"a lab with {config.memory_mib} MiB would not come up", remedy="512M or more")
+    if config.share is not None and not config.share.is_dir():
+        raise IolaneError(f"{config.share} is no folder to share", remedy=f"mkdir {config.share}")
+    for device in config.devices:
+        hardware.check_device(device)
+
+
 @dataclass(frozen=True)
 class LabResult(CommandResult):
     """How a command in the lab ended, what it wrote, and what the lab's kernel said meanwhile."""
@@ -87,7 +100,8 @@ class Lab:
         self, config: LabConfig | None = None, cache: Cache | None = None, report: Report | None = None
     ) -> None:
         self.config = config or LabConfig()
-        self.devices = hardware.place([hardware.check_device(each) for each in self.config.devices])
+        check_config(self.config)
+        self.devices = hardware.place(self.config.devices)
         self._cache = cache or Cache(report=report or _silent)
         self._report = report or _silent
         self._undo = contextlib.ExitStack()
@@ -213,7 +227,8 @@ class Lab:
         return str((self.config.folder or Path.cwd()).absolute())
 
     def _start(self) -> None:
-        scratch = Path(self._undo.enter_context(tempfile.TemporaryDirectory(prefix="iolane-lab-")))
+        with INTERRUPTION.held():
+            scratch = Path(self._undo.enter_context(tempfile.TemporaryDirectory(prefix="iolane-lab-")))
         self.share = self._share(scratch)
         self._make_disks(scratch)
         trace = scratch / "trace"
@@ -221,8 +236,8 @@ class Lab:
         self._trace = os.open(trace, os.O_RDONLY | os.O_CLOEXEC)
         self._undo.callback(self._close_trace)
         machine = QemuMachine(self._machine_config(trace), self._cache)
-        names = ", ".join(each.id for each in self.devices) or "no device"
-        self._report(f"booting the lab: IOMMU {self.config.iommu}, {names}")
+        names = ", ".join(f"{each.id} at {each.address}" for each in self.devices) or "no device"
+        self._report(f"booting the lab: IOMMU {self.config.iommu}; {names}")
         self._undo.enter_context(machine)
         self._machine = machine
         self.boot_seconds = machine.boot_seconds
@@ -240,8 +255,6 @@ class Lab:
             folder = scratch / "share"
             folder.mkdir()
             return folder
-        if not chosen.is_dir():
-            raise IolaneError(f"{chosen} is no folder to share", remedy=f"mkdir {chosen}")
         return chosen.absolute()
 
     def _make_disks(self, scratch: Path) -> None:
@@ -259,7 +272,7 @@ class Lab:
             name="lab",
             memory_mib=config.memory_mib,
             cpus=config.cpus,
-            kernel=Flavour.GENERIC,
+            kernel=uncompressed(debian_kernel(Flavour.GENERIC, self._cache), self._cache),
             content=init.content(config.modules),
             append=" ".join([*hardware.kernel_parameters(config.iommu), config.append]),
             board=hardware.board(config.iommu),

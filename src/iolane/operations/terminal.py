@@ -24,19 +24,19 @@ class ConsoleLike(Protocol):
     def write(self, data: bytes) -> None:
         """Types `data`."""
 
-    def attach(self, listener: Callable[[bytes], None] | None) -> None:
-        """Gives `listener` what was shown so far, and what comes."""
+    def attach(self, listener: Callable[[bytes], None] | None, *, replay: bool = True) -> None:
+        """Gives `listener` what was shown so far (unless not to `replay`), and what comes."""
 
     def on_end(self, call: Callable[[], object] | None) -> None:
         """Calls `call` when the machine has ended, at once if it has."""
 
 
-def require_terminal() -> None:
-    """Refuse an interactive console without a terminal."""
+def require_terminal(otherwise: str = "iolane run ... -- COMMAND") -> None:
+    """Refuse an interactive console without a terminal; `otherwise` is what does without."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise IolaneError(
             "an interactive console needs a terminal",
-            remedy="give a command for the guest: iolane run ... -- COMMAND",
+            remedy=f"give a command for the guest: {otherwise}",
         )
 
 
@@ -51,12 +51,12 @@ def raw_terminal(descriptor: int) -> Iterator[None]:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
-def interact(console: ConsoleLike) -> bool:
+def interact(console: ConsoleLike, *, replay: bool = True) -> bool:
     """Connect the terminal until the escape key (True) or until the machine ends (False)."""
     keyboard, screen = sys.stdin.fileno(), sys.stdout.fileno()
     ended = os.eventfd(0, os.EFD_CLOEXEC)
     with raw_terminal(keyboard):
-        console.attach(lambda data: _write_all(screen, data))
+        console.attach(lambda data: _write_all(screen, data), replay=replay)
         console.on_end(lambda: os.eventfd_write(ended, 1))
         try:
             return _pump(keyboard, console, ended)

@@ -56,6 +56,20 @@ CONSOLE_ARGUMENTS = ("run", "--device")
             ("run", "--trace", "loud", "--", "ls"),
             "no trace level is called 'loud' (known: counters, fields, off, ",
         ),
+        (
+            ("lab", "run", "--device", "nvmee", "--", "ls"),
+            "device 'nvmee': the lab has no 'nvmee' (did you mean",
+        ),
+        (("lab", "run", "--device", "none", "--device", "igb", "--", "ls"), "'none' beside other devices"),
+        (
+            ("lab", "run", "--share", "/nonexistent/s", "--", "ls"),
+            "/nonexistent/s is no folder to share (mkdir",
+        ),
+        (("lab", "run", "--memory", "64M", "--", "ls"), "a lab with 64 MiB would not come up (512M or more)"),
+        (
+            ("lab", "shell"),
+            "an interactive console needs a terminal (give a command for the guest: iolane lab",
+        ),
         (("run", "--disk", "", "--", "ls"), "disk '' has no file (FILE[,lane=paravirtual|emulated]"),
         (("run", "--disk", "lane=emulated", "--", "ls"), "disk 'lane=emulated' has no file"),
         (

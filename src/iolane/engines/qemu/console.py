@@ -40,11 +40,12 @@ class Console:
         """Types `data`."""
         self._port.sendall(data)
 
-    def attach(self, listener: Callable[[bytes], None] | None) -> None:
-        """`listener` gets what the console has shown, then all it shows (in the console's thread)."""
+    def attach(self, listener: Callable[[bytes], None] | None, *, replay: bool = True) -> None:
+        """`listener` gets what the console has shown (unless not to `replay`), then all it shows (in the
+        console's thread)."""
         with self._changed:
             self._listener = listener
-            if listener is not None and self._kept:
+            if listener is not None and self._kept and replay:
                 listener(bytes(self._kept))
 
     def on_end(self, call: Callable[[], object] | None) -> None:
