@@ -27,6 +27,9 @@ def verbs(application: typer.Typer = app, prefix: str = "") -> Iterator[tuple[st
         yield f"{prefix}{command.name}", command.callback
     for group in application.registered_groups:
         assert group.typer_instance is not None
+        alone = group.typer_instance.registered_callback
+        if alone is not None and alone.invoke_without_command is True and alone.callback is not None:
+            yield f"{prefix}{group.name}", alone.callback
         yield from verbs(group.typer_instance, f"{prefix}{group.name} ")
 
 
@@ -39,6 +42,8 @@ def examples(verb: Verb) -> list[str]:
 def _parameters(verb: Verb) -> Iterator[str]:
     hints = typing.get_type_hints(verb, include_extras=True)
     for name, parameter in inspect.signature(verb).parameters.items():
+        if hints[name] is typer.Context:
+            continue
         kind, about = typing.get_args(hints[name])[:2]
         if about.hidden:
             continue

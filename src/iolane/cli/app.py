@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from iolane._version import __version__
-from iolane.cli import bench, demo, devices, doctor, lab, reset, run, serve, trace
+from iolane.cli import bench, demo, devices, doctor, host, lab, reset, run, serve, trace
 
 app = typer.Typer(
     name="iolane",
@@ -47,5 +47,6 @@ app.command("trace")(trace.trace)
 app.command("reset")(reset.reset)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
+app.add_typer(host.app, name="host")
 app.add_typer(lab.app, name="lab")
 app.add_typer(bench.app, name="bench")

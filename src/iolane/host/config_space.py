@@ -83,13 +83,14 @@ class ConfigSpace:
 
     def capabilities(self) -> dict[int, int]:
         """Capability id -> offset of the first that has it; bounded, since the list may be a ring."""
-        return dict(reversed(list(self._capabilities())))
+        return dict(reversed(list(self.all_capabilities())))
 
     def extended_capabilities(self) -> dict[int, int]:
         """Extended capability id -> offset."""
-        return dict(reversed(list(self._extended())))
+        return dict(reversed(list(self.all_extended_capabilities())))
 
-    def _capabilities(self) -> Iterator[tuple[int, int]]:
+    def all_capabilities(self) -> Iterator[tuple[int, int]]:
+        """Id and offset of each, in the order of the list."""
         if not self.is_whole or not self.word(Header.STATUS) & Status.CAP_LIST:
             return
         seen: set[int] = set()
@@ -99,7 +100,8 @@ class ConfigSpace:
             yield self.byte(at), at
             at = self.byte(at + CAP_LIST_NEXT) & _FIRST_POINTER_MASK
 
-    def _extended(self) -> Iterator[tuple[int, int]]:
+    def all_extended_capabilities(self) -> Iterator[tuple[int, int]]:
+        """Id and offset of each, in the order of the list."""
         seen: set[int] = set()
         at = CFG_SPACE_SIZE
         while CFG_SPACE_SIZE <= at < len(self.data) and at not in seen:

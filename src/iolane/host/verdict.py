@@ -135,17 +135,18 @@ class Survey:
         return Verdict(address, tuple(self._reasons(function, together)))
 
     def _reasons(self, function: HostFunction, together: Collection[PcieId]) -> Iterator[Reason]:
+        if function.is_bridge:
+            yield Reason("bridge", Severity.IMPOSSIBLE, "it is a bridge or port", "pass what is behind it")
+            return
         yield from _of_kind(function)
         yield from self._of_iommu(function)
-        if not function.is_bridge:
-            yield from self._of_group(function, together)
+        yield from self._of_group(function, together)
         yield from self._of_vfio(function)
         for need in self.needs.get(function.address, []):
             yield Reason(need.kind, Severity.FORCE, need.text, need.remedy)
         yield from _of_sriov(function)
-        if not function.is_bridge:
-            yield from _of_reset(function)
-            yield from _of_power(function)
+        yield from _of_reset(function)
+        yield from _of_power(function)
 
     def _of_iommu(self, function: HostFunction) -> Iterator[Reason]:
         state = self.iommu
@@ -217,9 +218,7 @@ class Survey:
 
 
 def _of_kind(function: HostFunction) -> Iterator[Reason]:
-    if function.is_bridge:
-        yield Reason("bridge", Severity.IMPOSSIBLE, "it is a bridge or port", "pass what is behind it")
-    elif not function.config.answers:
+    if not function.config.answers:
         yield Reason(
             "no-answer",
             Severity.IMPOSSIBLE,

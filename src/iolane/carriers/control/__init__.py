@@ -1,11 +1,13 @@
 """The control socket: one per serving process, for `iolane devices`, `trace` and `reset`."""
 
-from iolane.carriers.control.client import ControlClient, find_device, serving
+from iolane.carriers.control.client import ControlClient, find_device, held_functions, serving
 from iolane.carriers.control.messages import (
     DeviceReport,
     Done,
     Event,
+    HeldReport,
     ListDevices,
+    ListHeld,
     Refusal,
     ResetDevice,
     ServerReport,
@@ -27,7 +29,9 @@ __all__ = [
     "DeviceReport",
     "Done",
     "Event",
+    "HeldReport",
     "ListDevices",
+    "ListHeld",
     "Refusal",
     "ResetDevice",
     "RunDirectory",
@@ -36,6 +40,7 @@ __all__ = [
     "Sink",
     "check_socket_path",
     "find_device",
+    "held_functions",
     "is_served",
     "remove_stale",
     "runtime_directory",

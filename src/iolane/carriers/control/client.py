@@ -16,7 +16,9 @@ from iolane.carriers.control.messages import (
     DeviceReport,
     Done,
     Event,
+    HeldReport,
     ListDevices,
+    ListHeld,
     Refusal,
     Request,
     ResetDevice,
@@ -25,6 +27,7 @@ from iolane.carriers.control.messages import (
 )
 from iolane.carriers.control.runtime import remove_stale
 from iolane.errors import IolaneError
+from iolane.host.holding import HeldFunction
 
 T = TypeVar("T", bound=msgspec.Struct)
 _TIMEOUT = 10.0
@@ -47,6 +50,10 @@ class ControlClient:
     def report(self) -> ServerReport:
         """The serving process with all its devices."""
         return self._ask(ListDevices(), ServerReport)
+
+    def held(self) -> list[HeldFunction]:
+        """The physical functions that it holds."""
+        return self._ask(ListHeld(), HeldReport).held
 
     def reset(self, device: str, *, flr: bool = False) -> None:
         """Reset a device."""
@@ -115,6 +122,18 @@ def serving() -> list[tuple[Path, ServerReport]]:
             with ControlClient(path) as client:
                 found.append((path, client.report()))
         except IolaneError:  # it ended in between
+            continue
+    return found
+
+
+def held_functions() -> list[HeldFunction]:
+    """Every physical function that a process of this user holds."""
+    found = []
+    for path in remove_stale():
+        try:
+            with ControlClient(path) as client:
+                found += client.held()
+        except IolaneError:  # it ended in between, or is an older iolane that knows no such question
             continue
     return found
 

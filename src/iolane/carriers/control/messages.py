@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from iolane.host.holding import HeldFunction
+
 LINE_LIMIT = 64 * 1024
 """A request longer than this closes the connection."""
 REPLY_LIMIT = 16 << 20
@@ -35,7 +37,11 @@ class ResetDevice(msgspec.Struct, frozen=True, tag_field="do", tag="reset", forb
     kind: Literal["conventional", "flr"] = "conventional"
 
 
-Request = ListDevices | SetTrace | ResetDevice
+class ListHeld(msgspec.Struct, frozen=True, tag_field="do", tag="held", forbid_unknown_fields=True):
+    """Report the physical functions that the serving process holds, with what they reach by DMA."""
+
+
+Request = ListDevices | SetTrace | ResetDevice | ListHeld
 
 
 class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +76,12 @@ class ServerReport(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds since the epoch."""
     version: str
     devices: list[DeviceReport]
+
+
+class HeldReport(msgspec.Struct, frozen=True):
+    """The reply to `ListHeld`."""
+
+    held: list[HeldFunction]
 
 
 class Done(msgspec.Struct, frozen=True):

@@ -26,7 +26,9 @@ from iolane.carriers.control.messages import (
     DeviceReport,
     Done,
     Event,
+    HeldReport,
     ListDevices,
+    ListHeld,
     Refusal,
     Request,
     ResetDevice,
@@ -35,6 +37,7 @@ from iolane.carriers.control.messages import (
 )
 from iolane.carriers.control.runtime import CONTROL_SUFFIX, check_socket_path, remove_stale, runtime_directory
 from iolane.errors import IolaneError
+from iolane.host.holding import Holder
 
 CONNECTION_LIMIT = 32
 EVENT_LIMIT = 4096
@@ -74,6 +77,7 @@ class ControlServer:
         self._listener: socket.socket | None = None
         self._acceptor: threading.Thread | None = None
         self._connections: dict[socket.socket, threading.Thread] = {}
+        self._holders: list[Holder] = []
         self._lock = threading.Lock()
         self.path: Path | None = None
         self.rejected = 0
@@ -121,6 +125,15 @@ class ControlServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def add_holder(self, holder: Holder) -> None:
+        """Tell of a physical function that this process holds, until `remove_holder`."""
+        self._holders.append(holder)
+
+    def remove_holder(self, holder: Holder) -> None:
+        """It is held no more; again does nothing."""
+        with contextlib.suppress(ValueError):
+            self._holders.remove(holder)
 
     def _accept(self) -> None:
         while (listener := self._listener) is not None:
@@ -175,7 +188,7 @@ class ControlServer:
             _send(connection, Refusal(f"the request failed: {type(error).__name__}: {error}"))
         return True
 
-    def _perform(self, request: Request) -> ServerReport | Done:
+    def _perform(self, request: Request) -> ServerReport | HeldReport | Done:
         match request:
             case ListDevices():
                 return ServerReport(
@@ -185,6 +198,8 @@ class ControlServer:
                     version=__version__,
                     devices=[device.report() for device in self._devices.values()],
                 )
+            case ListHeld():
+                return HeldReport([holder.held() for holder in list(self._holders)])
             case SetTrace():
                 self._find(request.device).set_trace(request, None)
             case ResetDevice():
