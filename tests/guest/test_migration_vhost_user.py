@@ -24,6 +24,7 @@ from pyroute2 import IPRoute
 
 from iolane.backends.lock import ImageLock
 from iolane.carriers.vhost_user import VhostUserServer
+from iolane.carriers.vhost_user.choice import PLANES
 from iolane.carriers.vhost_user.session import Session
 from iolane.carriers.vhost_user.vring import Start
 from iolane.devices.virtio.block import Block
@@ -72,11 +73,12 @@ def image(tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def served(image: Path, path: Path) -> Iterator[Block]:
+def served(image: Path, path: Path, plane: str) -> Iterator[Block]:
     """The image behind a back end of its own."""
     block = Block(image)
-    with Workers() as workers, contextlib.closing(block), VhostUserServer(block, path, workers=workers):
-        yield block
+    with Workers() as workers, contextlib.closing(block):
+        with VhostUserServer(block, path, workers=workers, plane=PLANES[plane]):
+            yield block
 
 
 def config(load: Path, *devices: VhostUserDevice) -> MachineConfig:
@@ -127,15 +129,16 @@ def move(source: QemuMachine, destination: QemuMachine) -> Migration:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("plane", sorted(PLANES))
 def test_the_guest_notices_when_nothing_is_logged(
-    image: Path, load: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    image: Path, load: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, plane: str
 ) -> None:
     """A mutant of the carrier: it proves that the test below tests the log."""
     prepare = Session._prepare
     monkeypatch.setattr(Session, "apply_log", lambda self: None)
     monkeypatch.setattr(Session, "_prepare", lambda self, vring: without_log(prepare(self, vring)))
     first, second = folder / "a", folder / "b"
-    with served(image, first), served(image, second):
+    with served(image, first, plane), served(image, second, plane):
         wanted = config(load, disk(first))
         with QemuMachine(wanted) as source, QemuMachine(at_other_end(wanted, disk(second))) as destination:
             start_load(source, "disk /dev/vda")
@@ -149,9 +152,13 @@ def without_log(start: Start | None) -> Start | None:
     return None if start is None else replace(start, log=None)
 
 
-def test_a_guest_moves_under_block_load(image: Path, load: Path, folder: Path) -> None:
+@pytest.mark.parametrize(("from_plane", "to_plane"), [("compiled", "python"), ("python", "compiled")])
+def test_a_guest_moves_under_block_load(
+    image: Path, load: Path, folder: Path, from_plane: str, to_plane: str
+) -> None:
+    """From one data plane to the other, so that both log, and both take up what the other left."""
     first, second = folder / "a", folder / "b"
-    with served(image, first) as here, served(image, second) as there:
+    with served(image, first, from_plane) as here, served(image, second, to_plane) as there:
         wanted = config(load, disk(first))
         with QemuMachine(wanted) as source, QemuMachine(at_other_end(wanted, disk(second))) as destination:
             start_load(source, "disk /dev/vda")
@@ -234,17 +241,18 @@ def numbers(offset: int, length: int) -> bytes:
     return struct.pack(f"<{length // 8}Q", *range(offset // 8, (offset + length) // 8))
 
 
+@pytest.mark.parametrize("plane", ["compiled", pytest.param("python", marks=pytest.mark.slow)])
 def test_a_guest_moves_under_block_and_net_load(
-    image: Path, load: Path, folder: Path, bridged: tuple[BareNet, BareNet]
+    image: Path, load: Path, folder: Path, bridged: tuple[BareNet, BareNet], plane: str
 ) -> None:
     """A TCP connection goes on, and every byte of it comes back."""
     sockets = {name: folder / name for name in ("disk-a", "disk-b", "net-a", "net-b")}
     with contextlib.ExitStack() as stack:
-        here = stack.enter_context(served(image, sockets["disk-a"]))
-        there = stack.enter_context(served(image, sockets["disk-b"]))
+        here = stack.enter_context(served(image, sockets["disk-a"], plane))
+        there = stack.enter_context(served(image, sockets["disk-b"], plane))
         for net, name in zip(bridged, ("net-a", "net-b"), strict=True):
             workers = stack.enter_context(Workers())
-            stack.enter_context(VhostUserServer(net, sockets[name], workers=workers))
+            stack.enter_context(VhostUserServer(net, sockets[name], workers=workers, plane=PLANES[plane]))
         wanted = config(load, disk(sockets["disk-a"]), network(sockets["net-a"]))
         other = at_other_end(wanted, disk(sockets["disk-b"]), network(sockets["net-b"]))
         source = stack.enter_context(QemuMachine(wanted))

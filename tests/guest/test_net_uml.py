@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from iolane.carriers.vhost_user import VhostUserServer
+from iolane.carriers.vhost_user.choice import PLANES
 from iolane.devices.virtio.net import BareNet
 from iolane.engines.qemu.cache import Cache
 from iolane.engines.qemu.initramfs import InitramfsContent, build_initramfs
@@ -30,15 +31,16 @@ HOST, GUEST = "10.75.0.1", "10.75.0.2"
 CONTENT = InitramfsContent(modules=("virtio_net",))
 
 
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[UmlMachine]:
+@pytest.fixture(params=sorted(PLANES))
+def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[UmlMachine]:
     cache = Cache()
     build_initramfs(uml_kernel(cache), CONTENT, cache)
     try:
         with NetworkNamespace() as namespace, Workers(1) as workers:
             net = BareNet("tap-uml")
             namespace.set_up("tap-uml", address=HOST)
-            with VhostUserServer(net, tmp_path / "net.sock", workers=workers) as server:
+            plane = PLANES[request.param]
+            with VhostUserServer(net, tmp_path / "net.sock", workers=workers, plane=plane) as server:
                 devices = [UmlDevice(server.path, DeviceType.NET)]
                 with UmlMachine(UmlConfig(name="net", devices=devices, content=CONTENT), cache) as machine:
                     machine.check(f"ip addr add {GUEST}/24 dev eth0; ip link set eth0 up")

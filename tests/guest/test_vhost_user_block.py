@@ -211,11 +211,15 @@ def test_the_back_end_is_killed_under_a_guest(tmp_path: Path, plane: str) -> Non
             assert hashlib.sha256(file.read(6 * MIB)).hexdigest() == wanted
 
 
-def test_a_read_only_disk(tmp_path: Path) -> None:
+@pytest.mark.parametrize("plane", sorted(PLANES))
+def test_a_read_only_disk(tmp_path: Path, plane: str) -> None:
     image, data = disk(tmp_path)
     image.chmod(0o444)
     device = Block(image, read_only=True)
-    with Workers(1) as workers, VhostUserServer(device, tmp_path / "s", workers=workers):
+    with (
+        Workers(1) as workers,
+        VhostUserServer(device, tmp_path / "s", workers=workers, plane=PLANES[plane]),
+    ):
         with uml(tmp_path / "s") as machine:
             assert machine.check("cat /sys/block/vda/ro").strip() == "1"
             assert machine.run("dd if=/dev/zero of=/dev/vda bs=4k count=1").exit_code

@@ -12,6 +12,7 @@ import pytest
 from iolane.backends.net import MemoryNet, Offload
 from iolane.backends.net.tap import ALL_OFFLOADS
 from iolane.carriers.vhost_user import FrontEnd, SharedMemory, VhostUserServer
+from iolane.carriers.vhost_user.choice import PLANES
 from iolane.carriers.vhost_user.front_end import USED
 from iolane.carriers.vhost_user.protocol import ProtocolFeature
 from iolane.devices.virtio.net import BareNet
@@ -72,14 +73,16 @@ def device(net: MemoryNet) -> Iterator[BareNet]:
     device.close()
 
 
-@pytest.fixture
-def guest(device: BareNet, net: MemoryNet, tmp_path: Path) -> Iterator[Guest]:
-    with Workers(1) as workers, VhostUserServer(device, tmp_path / "s", workers=workers) as server:
-        with SharedMemory(MEMORY) as memory:
-            guest = Guest(server.path, memory, net)
-            yield guest
-            guest.front.close()
-            assert server.wait_idle(5)
+@pytest.fixture(params=sorted(PLANES))
+def guest(request: pytest.FixtureRequest, device: BareNet, net: MemoryNet, tmp_path: Path) -> Iterator[Guest]:
+    plane = PLANES[request.param]
+    with Workers(1) as workers:
+        with VhostUserServer(device, tmp_path / "s", workers=workers, plane=plane) as server:
+            with SharedMemory(MEMORY) as memory:
+                guest = Guest(server.path, memory, net)
+                yield guest
+                guest.front.close()
+                assert server.wait_idle(5)
 
 
 def test_what_is_offered(guest: Guest) -> None:
