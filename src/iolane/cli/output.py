@@ -40,7 +40,10 @@ def print_wrapped(text: str, *, indent: int) -> None:
 
     first = " " * indent
     width = max(shutil.get_terminal_size().columns, 40)
-    print(textwrap.fill(text, width, initial_indent=first, subsequent_indent=first + "  "))
+    filled = textwrap.fill(
+        text, width, initial_indent=first, subsequent_indent=first + "  ", break_on_hyphens=False
+    )
+    print(filled)
 
 
 def progress(line: str) -> None:

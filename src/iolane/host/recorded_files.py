@@ -173,7 +173,7 @@ def _network(host: Host) -> Iterator[tuple[str, Content]]:
                 yield from _linked(host, f"{real}/{lower}")
         for port in host.names(f"{real}/brif"):
             yield from _linked(host, f"{real}/brif/{port}")
-    lines = (host.read("/proc/net/route") or "").splitlines()
+    lines = [line.rstrip() for line in (host.read("/proc/net/route") or "").splitlines()]
     default = [line for line in lines[1:] if line.split()[1:2] == ["00000000"]]
     if lines:
         kept = [re.sub(r"^(\S+\s+00000000\s+)\S+", r"\g<1>00000000", line) for line in default]

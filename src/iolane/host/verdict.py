@@ -19,6 +19,7 @@ from iolane.model.pci.pcie_id import PcieId
 from iolane.uapi.pcie import ExpressType
 
 _BRIDGE, _BASE_PERIPHERAL = 0x06, 0x08
+_IOMMU = 0x0806
 _INTEL = 0x8086
 _ENDPOINTS = (ExpressType.ENDPOINT, ExpressType.LEG_END, ExpressType.RC_END)
 
@@ -225,11 +226,13 @@ def _of_kind(function: HostFunction) -> Iterator[Reason]:
             "it does not answer: its config space reads as all ones",
             "it may be gone, without power or broken; see dmesg",
         )
+    elif function.class_code >> 8 == _IOMMU:
+        yield Reason("iommu", Severity.IMPOSSIBLE, "it is the IOMMU itself")
     elif function.base_class == _BRIDGE or function.base_class == _BASE_PERIPHERAL:
         yield Reason(
             "platform",
             Severity.FORCE,
-            "it is part of the platform itself (host or ISA bridge, timer, IOMMU ...)",
+            "it is part of the platform itself (host or ISA bridge, timer ...)",
         )
     elif function.config.express_type not in (None, *_ENDPOINTS):
         yield Reason("not-endpoint", Severity.IMPOSSIBLE, "it is no endpoint (PCI Express Base, 7.5.3.2)")

@@ -129,6 +129,7 @@ class Machine:
         """An IOMMU with its unit's registers and, since it is whole, interrupt remapping in use."""
         folder = f"sys/devices/virtual/iommu/{unit}"
         self.link(f"sys/class/iommu/{unit}", folder)
+        (self.root / folder).mkdir(parents=True)
         if unit.startswith("dmar"):
             self.file(f"{folder}/intel-iommu/cap", f"{(width - 1) << 16:x}\n")
             self.file(f"{folder}/intel-iommu/ecap", f"{ecap:x}\n")

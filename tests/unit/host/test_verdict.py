@@ -172,10 +172,15 @@ def test_a_function_that_does_not_answer(machine: Machine) -> None:
     assert kinds(judged(machine)) == [("no-answer", IMPOSSIBLE)]
 
 
-@pytest.mark.parametrize("kind", [0x060000, 0x060100, 0x080600])
+@pytest.mark.parametrize("kind", [0x060000, 0x060100, 0x080300])
 def test_the_platform_itself_needs_force(machine: Machine, kind: int) -> None:
     machine.healthy().function("0000:01:00.0", kind=kind, group=1)
     assert kinds(judged(machine)) == [("platform", FORCE)]
+
+
+def test_the_iommu_is_not_passed(machine: Machine) -> None:
+    machine.healthy().function("0000:01:00.0", kind=0x080600, group=1)
+    assert kinds(judged(machine)) == [("iommu", IMPOSSIBLE)]
 
 
 def test_what_the_host_needs_can_be_forced(machine: Machine) -> None:
