@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from iolane.lab.hardware import DEFAULT_DEVICES, Kind
 from iolane.lab.machine import Lab, LabConfig
 
 HERE = Path(__file__).parent
@@ -30,6 +32,9 @@ def tell(line: str) -> None:
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """The lab with VT-d and the default devices (igb0, nvme0, e1000e0, edu0), shared by all tests that boot
-    none of their own."""
-    with Lab(LabConfig(), report=tell) as booted:
+    none of their own. Its edu reaches all of memory: it must be able to forge interrupts."""
+    devices = [
+        replace(each, dma_mask=(1 << 64) - 1) if each.kind is Kind.EDU else each for each in DEFAULT_DEVICES
+    ]
+    with Lab(LabConfig(devices=devices), report=tell) as booted:
         yield booted

@@ -1,0 +1,173 @@
+"""Physical functions from Python over the VFIO carrier, and what the IOMMU keeps them from.
+
+`tests/lab/vfio/in_lab.py` runs in the lab. What must be blocked is judged by the content of memory there, and
+by the emulated IOMMU's own record here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from iolane.lab.disk import SECTOR, pattern_sector
+from iolane.lab.fault_trace import Blocked, TraceRecord
+from iolane.lab.hardware import Iommu, Kind, LabDevice
+from iolane.lab.machine import Lab, LabConfig, LabResult
+
+SECONDS = 300.0
+NOWHERE, READ_ONLY, GONE, OTHERS = 0x200_0000, 0x20_0000, 0x30_0000, 0x500_0000
+Told = dict[str, dict[str, Any]]
+
+
+def attempt(lab: Lab, what: str, *devices: str) -> LabResult:
+    addresses = [str(lab.address(name)) for name in devices]
+    return lab.run([sys.executable, "-m", "tests.lab.vfio.in_lab", what, *addresses], timeout=SECONDS)
+
+
+def told_by(result: LabResult) -> Told:
+    """What the script said, by its first word."""
+    lines = [json.loads(line) for line in result.stdout.decode().splitlines() if line.startswith("{")]
+    return {line.pop("what"): line for line in lines}
+
+
+def drive(lab: Lab, what: str, *devices: str) -> Told:
+    result = attempt(lab, what, *devices)
+    assert result.exit_code == 0, f"{result.output}\n{result.stderr.decode()}\n{result.kernel}"
+    return told_by(result)
+
+
+def test_edu(lab: Lab) -> None:
+    """DMA both ways, MSI; edu has no FLR and shares its bus, so it says that it can't be reset, or is."""
+    told = drive(lab, "edu", "edu0")
+    assert told["edu"] == {"identification": 0x010000ED, "liveness": ~0x1234_5678 & 0xFFFF_FFFF}
+    assert told["edu interrupts"]["came"] == [True] * 8
+    assert told["edu dma"] == {"done": [True, True], "equal": True}
+    if told["edu reset"]["possible"]:
+        assert told["edu after reset"] == {"identification": 0x010000ED}
+
+
+def test_nvme(lab: Lab) -> None:
+    """Identify, read and write by an I/O queue with MSI-X; FLR disables the controller."""
+    told = drive(lab, "nvme", "nvme0")
+    assert told["nvme"]["serial"] == "LAB-nvme0"
+    assert bytes.fromhex(told["nvme dma"]["first"]) == pattern_sector("nvme0", 0)[:SECTOR]
+    assert told["nvme dma"]["equal"]
+    assert told["nvme FLR"] == {"before": [1, 1], "after": [0, 0]}
+    print(told["nvme read, interrupt"])
+
+
+def test_igb_virtual_functions(lab: Lab) -> None:
+    """Each in a group of its own; a frame goes from the memory of one to that of the other."""
+    told = drive(lab, "igb", "igb0")
+    assert len(set(told["igb"]["groups"])) == 2
+    assert told["igb vectors"]["came"] == [True] * 3
+    assert told["igb macs"]["macs"] == ["02:00:00:00:00:01", "02:00:00:00:00:02"]
+    assert told["igb dma"] == {"sent": True, "equal": True}
+    assert told["igb after FLR"] == {"tdbal": 0}
+
+
+# What must be blocked.
+
+
+class Attempts:
+    """What the script said, and what the IOMMU recorded of edu meanwhile."""
+
+    def __init__(self, lab: Lab) -> None:
+        before = len(lab.iommu_trace())
+        self.told = drive(lab, "blocked", "edu0", "nvme0")
+        source = lab.address("edu0")
+        self.faults = [each for each in lab.iommu_trace()[before:] if each.source == source]
+
+    def dma(self, address: int, *, write: bool) -> list[TraceRecord]:
+        return [
+            each
+            for each in self.faults
+            if each.blocked is Blocked.DMA
+            and each.write is write
+            and each.address is not None
+            and each.address & ~0xFFF == address
+        ]
+
+
+@pytest.fixture(scope="module")
+def attempts(lab: Lab) -> Attempts:
+    return Attempts(lab)
+
+
+def test_what_the_carrier_refuses(attempts: Attempts) -> None:
+    """The window of interrupts, a second map of an address, an address beyond the IOMMU's."""
+    interrupts, overlap, beyond = attempts.told["refused"]["words"]
+    assert "reserved window" in interrupts
+    assert "overlaps" in overlap
+    assert "beyond what the IOMMU can address" in beyond
+    assert attempts.told["ranges"]["ranges"][0] == "0x0-0xfedfffff"
+    assert attempts.told["ranges"]["available"] > 1000
+
+
+@pytest.mark.parametrize(
+    ("what", "address"),
+    [
+        ("read-only write", READ_ONLY),
+        ("write after unmap", GONE),
+        ("other machine write", OTHERS),
+    ],
+)
+def test_write_is_blocked(attempts: Attempts, what: str, address: int) -> None:
+    """The device says that it is done, whatever the IOMMU made of it; memory knows better."""
+    assert attempts.told[what]["kept"]
+    assert attempts.dma(address, write=True)
+
+
+def test_write_to_nothing_is_blocked(attempts: Attempts) -> None:
+    assert "unmapped write" in attempts.told
+    assert attempts.dma(NOWHERE, write=True)
+
+
+@pytest.mark.parametrize(
+    ("what", "address"),
+    [("unmapped read", NOWHERE), ("read after unmap", GONE), ("other machine read", OTHERS)],
+)
+def test_read_is_blocked(attempts: Attempts, what: str, address: int) -> None:
+    assert not attempts.told[what]["leaked"]
+    assert attempts.dma(address, write=False)
+
+
+def test_forged_interrupt_is_blocked(attempts: Attempts) -> None:
+    """Reason 0x22: the interrupt remapping entry is not present (VT-d, appendix A)."""
+    (record,) = [each for each in attempts.faults if each.blocked is Blocked.INTERRUPT]
+    assert record.reason == 0x22
+
+
+def test_what_is_allowed_still_works(attempts: Attempts) -> None:
+    assert attempts.told["allowed read"]["leaked"]
+    assert attempts.told["after all that"]["works"]
+    assert attempts.told["content"]["equal"]
+
+
+# AMD-Vi.
+
+
+@pytest.fixture(scope="module")
+def amd_lab() -> Iterator[Lab]:
+    devices = [LabDevice(Kind.EDU), LabDevice(Kind.NVME), LabDevice(Kind.IGB)]
+    with Lab(LabConfig(iommu=Iommu.AMD, devices=devices)) as booted:
+        yield booted
+
+
+@pytest.mark.slow
+def test_amd_vi(amd_lab: Lab) -> None:
+    """The same by AMD-Vi. The blocked write comes last: Linux 6.1 may not survive the fault."""
+    test_edu(amd_lab)
+    test_nvme(amd_lab)
+    test_igb_virtual_functions(amd_lab)
+    result = attempt(amd_lab, "last_act", "edu0")
+    told = told_by(result)
+    assert "about to write" in told, result.output
+    if "blocked write" in told:
+        assert told["blocked write"]["kept"]
+    faults = [each for each in amd_lab.iommu_trace() if each.blocked is Blocked.DMA]
+    assert any(each.address is not None and each.address & ~0xFFF == GONE for each in faults), faults
