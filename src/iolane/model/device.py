@@ -53,6 +53,7 @@ class Device:
         state: what it remembers beside registers, an instance of its class's `State`.
         paused: it must not start anything that the guest or the outside would notice until `on_resume`.
         on_error: told of exceptions in the device's code.
+        was_reset: told after each reset.
     """
 
     State: ClassVar[type[DeviceState]] = DeviceState
@@ -78,6 +79,7 @@ class Device:
         self.paused = False
         self.error_count = 0
         self.on_error: Observers[DeviceError] = Observers()
+        self.was_reset: Observers[ResetKind] = Observers()
         self._pauses = 0
         self._closed = False
 
@@ -190,6 +192,7 @@ class Device:
             self.reset_registers(kind)
             self.reset_state()
             self._guard("on_reset", lambda: self.on_reset(kind))
+            self.was_reset.notify(kind)
 
     def disconnect(self) -> None:
         """The guest's side is gone: finish what is in flight and forget its memory. State stays."""

@@ -105,6 +105,8 @@ class Region:
         self.holes: dict[tuple[str, int, int], int] = {}
         """(`read` or `write`, offset, size) -> count, of accesses outside every piece."""
         self.fd = -1
+        """What may be mapped of the region, from `fd_offset` on: -1 for nothing."""
+        self.fd_offset = 0
         self.mappable: tuple[Area, ...] = ()
         self.read: Callable[[int, int], int] = self._read
         self.write: Callable[[int, int, int], None] = self._write
@@ -207,6 +209,8 @@ class Region:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+        """What may be mapped of the region, from `fd_offset` on: -1 for nothing."""
+        self.fd_offset = 0
 
 
 def memory_file(size: int, name: str) -> tuple[int, memoryview]:

@@ -15,7 +15,8 @@ from iolane.uapi.vfio import PciIrq
 BASE = 0x2_0000_0000
 RING, ENTRIES = 8 * 16, 8
 TX_RING, RX_RING, TX_DATA, RX_DATA = 0x0000, 0x1000, 0x2000, 0x3000
-RESET_MESSAGE, ACK = 0x01, 0x8000_0000
+RESET, SET_MAC = 0x01, 0x02
+ACK, NACK, CLEAR_TO_SEND = 1 << 31, 1 << 30, 1 << 29
 WAIT_S = 10.0
 
 
@@ -65,14 +66,14 @@ class IgbvfRegisters(RegisterMap):
 class Igbvf:
     """The virtual function, reset by mailbox, with rings."""
 
-    def __init__(self, function: VfioFunction, iova: int = BASE) -> None:
+    def __init__(self, function: VfioFunction, mac: bytes, iova: int = BASE) -> None:
         function.reset()  # FLR
         function.set_command()
         self.base = iova
         self.memory = DmaMemory(function.space, iova, 1 << 14)
         self.vectors = Vectors(function, PciIrq.MSIX, 3)
         self.registers = function.registers(0, IgbvfRegisters)
-        self.mac = self._reset()
+        self._reset(mac)
         self._rings()
 
     def _until(self, what: str, true: object) -> None:
@@ -80,18 +81,25 @@ class Igbvf:
         while not true():  # type: ignore[operator]
             assert time.monotonic() < deadline, what
 
-    def _reset(self) -> bytes:
-        """The reset message; the physical function's driver answers with our station address."""
+    def _message(self, *words: int) -> list[int]:
+        """Send a message to the physical function's driver, take its answer."""
         registers = self.registers
         registers.MAILBOX = Mailbox.make(VFU=1)
-        registers.MBMEM[0] = RESET_MESSAGE
+        for place, word in enumerate(words):
+            registers.MBMEM[place] = word
         registers.MAILBOX = Mailbox.make(REQ=1)
-        self._until("no answer by mailbox", lambda: registers.MAILBOX.PFSTS)
-        registers.MAILBOX = Mailbox.make(VFU=1)
-        words = [int(word) for word in list(registers.MBMEM)[:3]]
+        # Other messages may come first, such as that the link changed.
+        self._until("no answer by mailbox", lambda: int(registers.MBMEM[0]) & (ACK | NACK))
+        answer = [int(word) for word in list(registers.MBMEM)[:3]]
         registers.MAILBOX = Mailbox.make(ACK=1)
-        assert words[0] == RESET_MESSAGE | ACK, f"the reset was answered {words[0]:#x}"
-        return struct.pack("<II", *words[1:])[:6]
+        return answer
+
+    def _reset(self, mac: bytes) -> None:
+        """Reset; the answer is a failure where nobody gave us an address, so we say ours."""
+        assert self._message(RESET)[0] & 0xFFFF == RESET
+        answer = self._message(SET_MAC, *struct.unpack("<II", mac.ljust(8, b"\0")))
+        assert answer[0] & ~CLEAR_TO_SEND == SET_MAC | ACK, f"the address was answered {answer[0]:#x}"
+        self.mac = mac
 
     def _rings(self) -> None:
         registers, base = self.registers, self.base

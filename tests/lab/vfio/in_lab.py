@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from tests.lab.vfio.nvme import Nvme
 
 HERE, READ_ONLY, GONE, NOWHERE, OTHERS = 0x10_0000, 0x20_0000, 0x30_0000, 0x200_0000, 0x500_0000
 SIZE = 0x4000
+MACS = (bytes.fromhex("020000000001"), bytes.fromhex("020000000002"))
 SECRET = b"a secret of 16 b"
 
 
@@ -142,30 +144,23 @@ def nvme(address: PcieId) -> None:
 
 def igb(address: PcieId) -> None:
     """Two virtual functions: one sends to the other, through the NIC's own switch."""
-    from pyroute2 import IPRoute
-
     functions = virtual_functions(address, 2)
     name = next((sysfs(address) / "net").iterdir()).name
-    with IPRoute() as ip:
-        link = ip.link_lookup(ifname=name)[0]
-        for number in range(2):
-            ip.link("set", index=link, vf={"vf": number, "mac": f"02:00:00:00:00:0{number + 1}"})
-        ip.link("set", index=link, state="up")
+    subprocess.run(["/lab/bin/ip", "link", "set", name, "up"], check=True)
     with contextlib.ExitStack() as stack:
         held_functions = [stack.enter_context(held(each)) for each in functions]
         groups = [int((sysfs(each) / "iommu_group").resolve().name) for each in functions]
         say("igb", functions=[str(each) for each in functions], groups=groups)
-        sender, receiver = [Igbvf(each) for each in held_functions]
+        sender, receiver = [Igbvf(each, mac) for each, mac in zip(held_functions, MACS, strict=True)]
         say("igb vectors", came=[sender.interrupt(vector) for vector in range(3)])
-        say("igb macs", macs=[sender.mac.hex(":"), receiver.mac.hex(":")])
         frame = receiver.mac + sender.mac + struct.pack(">H", 0x88B5) + bytes(range(200))
         sent = sender.send(frame)
         say("igb dma", sent=sent, equal=receiver.receive()[: len(frame)] == frame)
         status = held_functions[0].read(PciRegion.CONFIG, 0, 4).hex()
         say("igb identity", config=status)
-        sender.registers.TDBAL = 0x1000
+        enabled = sender.registers.TXDCTL.ENABLE
         held_functions[0].reset()
-        say("igb after FLR", tdbal=int(sender.registers.TDBAL))
+        say("igb FLR", before=enabled, after=sender.registers.TXDCTL.ENABLE)
         sender.close()
         receiver.close()
     (sysfs(address) / "sriov_numvfs").write_text("0")

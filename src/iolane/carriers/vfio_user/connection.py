@@ -34,7 +34,7 @@ from iolane.carriers.vfio_user.session import STOPPED_STATES, Reply, Request, Se
 from iolane.carriers.vfio_user.trap_loop import ConnectionEndedError, TrapLoop
 from iolane.carriers.vfio_user.version import answer
 from iolane.carriers.vfio_user.wire import Receiver, error_reply, limit_receive, reply_header
-from iolane.model.pci import PciDevice
+from iolane.model.pci import ServedFunction
 
 _log = logging.getLogger("iolane.vfio_user")
 
@@ -60,7 +60,7 @@ class Connection:
     def __init__(
         self,
         connection: socket.socket,
-        device: PciDevice,
+        device: ServedFunction,
         *,
         twin_socket: bool = True,
         on_negotiated: Callable[[], object] = lambda: None,

@@ -45,7 +45,7 @@ class FeatureCommands:
         argsz, flags = request.unpack(FEATURE)
         index = flags & FEATURE_INDEX_MASK
         operations = flags & ~FEATURE_INDEX_MASK
-        if index not in OPERATIONS:
+        if index not in OPERATIONS or not self._session.device.migratable:
             raise RefusedError(Rejection.FEATURE_INDEX, f"{index}")
         feature = Feature(index)
         wanted = operations & ~PROBE

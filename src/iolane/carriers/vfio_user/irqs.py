@@ -90,21 +90,26 @@ class IrqCommands:
     def _connect(self, group: InterruptGroup, action: int, vectors: range, request: Request) -> None:
         """Connect eventfds, or without any disconnect; all of a message or none."""
         if action != IrqAction.TRIGGER:
-            # An eventfd that unmasks needs a listener; refused, QEMU unmasks by message instead.
-            raise RefusedError(Rejection.IRQ_ACTION, "an eventfd to mask or unmask")
-        if not request.fds:
-            for vector in vectors:
-                group.connect(vector, None)
+            self._connect_unmask(group, action, vectors, request)
             return
-        if len(request.fds) != len(vectors):
+        if request.fds and len(request.fds) != len(vectors):
             raise RefusedError(Rejection.IRQ_FDS, f"{len(request.fds)} for {len(vectors)} vectors")
-        for vector in vectors:
-            try:
-                group.connect(vector, request.take_fd())
-            except IolaneError as error:
-                for connected in range(vectors.start, vector):
-                    group.connect(connected, None)
-                raise RefusedError(Rejection.IRQ_NOT_EVENTFD, str(error)) from None
+        fds: list[int | None] = [None] * len(vectors)
+        if request.fds:
+            fds = [request.take_fd() for _ in vectors]
+        try:
+            group.connect_range(vectors.start, fds)
+        except IolaneError as error:
+            raise RefusedError(Rejection.IRQ_NOT_EVENTFD, str(error)) from None
+
+    def _connect_unmask(self, group: InterruptGroup, action: int, vectors: range, request: Request) -> None:
+        """An eventfd that unmasks. Refused, QEMU unmasks by message instead."""
+        if action != IrqAction.UNMASK or len(vectors) != 1 or len(request.fds) != 1:
+            raise RefusedError(Rejection.IRQ_ACTION, "an eventfd to mask or unmask")
+        try:
+            group.connect_unmask(vectors.start, request.take_fd())
+        except IolaneError as error:
+            raise RefusedError(Rejection.IRQ_ACTION, str(error)) from None
 
     def _act(self, group: InterruptGroup, action: int, vectors: list[int]) -> None:
         if action != IrqAction.TRIGGER and not group.automasked:

@@ -56,7 +56,8 @@ class RegionCommands:
         if argsz < needed:
             capabilities, fds = b"", ()
         offset = CAPABILITY_OFFSET if flags & RegionFlag.CAPS else 0
-        return Reply(REGION_INFO.pack(needed, flags, index, offset, region.size, 0) + capabilities, fds)
+        fixed = REGION_INFO.pack(needed, flags, index, offset, region.size, region.fd_offset)
+        return Reply(fixed + capabilities, fds)
 
     def io_fds(self, request: Request) -> Reply:
         """ "VFIO_USER_DEVICE_GET_REGION_IO_FDS": an optional feature; we have no sub-regions to offer."""

@@ -10,7 +10,7 @@ from iolane.carriers.server import Event, EventKind, SocketServer
 from iolane.carriers.vfio_user.connection import Connection
 from iolane.carriers.vfio_user.rejection import Statistics
 from iolane.model.interrupts import InterruptIndex, TableOwner
-from iolane.model.pci import PciDevice, VirtualFunction
+from iolane.model.pci import ServedFunction, VirtualFunction
 from iolane.model.workers import Workers
 
 __all__ = ["FDS_BESIDE_VECTORS", "Event", "EventKind", "VfioUserServer"]
@@ -36,7 +36,7 @@ class VfioUserServer(SocketServer[Connection, Statistics]):
 
     def __init__(
         self,
-        device: PciDevice,
+        device: ServedFunction,
         path: str | os.PathLike[str],
         *,
         workers: Workers | None = None,

@@ -9,7 +9,7 @@ from iolane.carriers.descriptors import close_all
 from iolane.carriers.vfio_user.protocol import MigrationState
 from iolane.carriers.vfio_user.rejection import RefusedError, Rejection, Statistics
 from iolane.carriers.vfio_user.version import Peer
-from iolane.model.pci import PciDevice
+from iolane.model.pci import ServedFunction
 from iolane.model.region import Region, RegionIndex
 
 STOPPED_STATES = frozenset(
@@ -71,7 +71,7 @@ class Reply:
 class Session:
     """The device and the state of one connection that several nouns need."""
 
-    def __init__(self, device: PciDevice, statistics: Statistics) -> None:
+    def __init__(self, device: ServedFunction, statistics: Statistics) -> None:
         self.device = device
         self.statistics = statistics
         self.peer = Peer()

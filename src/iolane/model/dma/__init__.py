@@ -3,7 +3,7 @@
 from iolane.model.dma.fault import DmaFault, FaultReason
 from iolane.model.dma.host import HostRegion
 from iolane.model.dma.indirect import IndirectAccess
-from iolane.model.dma.permission import READ_WRITE, Direction, Permission
+from iolane.model.dma.permission import READ_WRITE, Direction, MapChange, Permission
 from iolane.model.dma.pin import Pinned
 from iolane.model.dma.space import DmaSpace, MapLimitError, MapOverlapError, WriteLog
 from iolane.model.dma.table import MapKind
@@ -16,6 +16,7 @@ __all__ = [
     "FaultReason",
     "HostRegion",
     "IndirectAccess",
+    "MapChange",
     "MapKind",
     "MapLimitError",
     "MapOverlapError",

@@ -1,6 +1,7 @@
 """What a DMA map allows, and which way an access goes."""
 
 from enum import IntFlag, StrEnum
+from typing import NamedTuple
 
 
 class Permission(IntFlag):
@@ -18,3 +19,11 @@ class Direction(StrEnum):
 
     READ = "read"
     WRITE = "write"
+
+
+class MapChange(NamedTuple):
+    """A map that was made, or dropped (`permission` is None then)."""
+
+    iova: int
+    size: int
+    permission: Permission | None

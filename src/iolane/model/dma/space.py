@@ -16,7 +16,7 @@ from iolane.model.dma.dirty import DirtyLog
 from iolane.model.dma.fault import DmaFault, FaultReason
 from iolane.model.dma.host import HostRegion
 from iolane.model.dma.indirect import IndirectAccess
-from iolane.model.dma.permission import READ_WRITE, Direction, Permission
+from iolane.model.dma.permission import READ_WRITE, Direction, MapChange, Permission
 from iolane.model.dma.pin import Pinned
 from iolane.model.dma.table import NO_MAP, DmaMap, MapKind, MapTable
 from iolane.model.observers import Observers
@@ -78,6 +78,7 @@ class DmaSpace:
         self.fault_count = 0
         self.fault_counts: dict[FaultReason, int] = {}
         self.on_fault: Observers[DmaFault] = Observers()
+        self.on_change: Observers[MapChange] = Observers()
         self.bytes_read = 0
         self.bytes_written = 0
         self._lock = lock if lock is not None else threading.Condition(threading.RLock())
@@ -149,6 +150,7 @@ class DmaSpace:
             except BaseException:
                 self._table.remove_run(item, 1)
                 raise
+            self.on_change.notify(MapChange(iova, size, permission))
 
     def _check_range(self, what: str, iova: int, size: int) -> None:
         """A range named by the guest's side; the end may be the very end of the address space."""
@@ -188,6 +190,7 @@ class DmaSpace:
             self._unmapping -= 1
         for item in dropped:
             self._backing.release(item)
+            self.on_change.notify(MapChange(item.start, item.end - item.start, None))
 
     # Accesses.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 
 from iolane.errors import IolaneError
@@ -64,7 +64,7 @@ class InterruptGroup:
         if fd is not None:
             try:
                 self._check(vector)
-                _prepare_eventfd(fd)
+                prepare_eventfd(fd)
             except IolaneError:
                 os.close(fd)
                 raise
@@ -80,6 +80,32 @@ class InterruptGroup:
         if self.automasked:
             self._masked.discard(vector)
         self._changed(vector)
+
+    def connect_range(self, start: int, fds: Sequence[int | None]) -> None:
+        """`connect` vectors from `start` on; all of them or none.
+
+        Raises:
+            IolaneError: one of them can't be connected; every descriptor is closed then.
+        """
+        for number, fd in enumerate(fds):
+            try:
+                self.connect(start + number, fd)
+            except IolaneError:
+                for connected in range(start, start + number):
+                    self.connect(connected, None)
+                for unused in fds[number + 1 :]:
+                    if unused is not None:
+                        os.close(unused)
+                raise
+
+    def connect_unmask(self, vector: int, fd: int) -> None:
+        """Unmask `vector` whenever this eventfd is signalled. It is closed where nobody would listen to it.
+
+        Raises:
+            IolaneError: nobody would.
+        """
+        os.close(fd)
+        raise IolaneError(f"{self.index.name} is unmasked by message, not by eventfd")
 
     def disconnect_all(self) -> None:
         """Close every eventfd and forget the carrier's masks."""
@@ -124,7 +150,8 @@ class InterruptGroup:
             raise IolaneError(f"{self.index.name} has {self.count} vectors, there is no vector {vector}")
 
 
-def _prepare_eventfd(fd: int) -> None:
+def prepare_eventfd(fd: int) -> None:
+    """Make an eventfd safe to write: never blocking. Raises `IolaneError` for anything else."""
     try:
         kind = os.readlink(f"/proc/self/fd/{fd}")
         if kind != "anon_inode:[eventfd]":

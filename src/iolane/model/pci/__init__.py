@@ -22,6 +22,7 @@ from iolane.model.pci.header import Command, Status, Type0Header
 from iolane.model.pci.intx import Intx
 from iolane.model.pci.pcie_id import PcieId
 from iolane.model.pci.physical_function import PhysicalFunction, Sriov, VirtualFunctions
+from iolane.model.pci.served import ServedFunction
 from iolane.model.pci.virtual_function import VirtualFunction
 from iolane.model.reset import ResetKind
 
@@ -56,6 +57,7 @@ __all__ = [
     "ResetKind",
     "SerialNumber",
     "SerialNumberCapability",
+    "ServedFunction",
     "Sriov",
     "SriovCapability",
     "Status",

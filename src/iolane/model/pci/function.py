@@ -7,7 +7,6 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 from iolane.errors import IolaneError
-from iolane.model.device import Device
 from iolane.model.interrupts import InterruptGroup, InterruptIndex, Interrupts, IntxLine
 from iolane.model.pci.bar import HOOKS_ATTRIBUTE, Bar, BarKind, BuiltBar, Hook
 from iolane.model.pci.capability import BoundCapability, Capability
@@ -18,6 +17,7 @@ from iolane.model.pci.caps.power_management import PowerManagement
 from iolane.model.pci.config_space import ConfigSpace, Identity
 from iolane.model.pci.header import Command
 from iolane.model.pci.intx import Intx
+from iolane.model.pci.served import ServedFunction
 from iolane.model.region import Area, Piece, PlainMemory, Region, RegionIndex, memory_file
 from iolane.model.registers import RegisterMap
 from iolane.model.reset import ResetKind
@@ -36,7 +36,7 @@ class Presentation(StrEnum):
     """The interrupt pin alone."""
 
 
-class PciDevice(Device):
+class PciDevice(ServedFunction):
     """A device with config space and BARs.
 
     Subclass it and declare, as class attributes, the identity, `bar0 = Bar(...)` to `bar5`, capabilities in

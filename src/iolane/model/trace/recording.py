@@ -1,0 +1,211 @@
+"""A session with a device, recorded: accesses, interrupts, maps, resets, and what can be seen of memory.
+
+A recording is a file of lines of JSON. The first says what was recorded, the last how it ended. Between them
+each line is one event:
+
+    {"at": ns, "op": "read" | "write", "region": "bar0", "offset": 20, "size": 4, "value": 1, "register": ...}
+        `value` is the device's: what it answered, or what it was given. `seen`: what the guest saw or wrote
+        instead, where a hook changed it. `dropped`: the device never got it.
+    {"at": ns, "op": "interrupt", "kind": "msix", "vector": 1}
+    {"at": ns, "op": "map", "iova": ..., "size": ..., "permission": 3}
+    {"at": ns, "op": "unmap", "iova": ..., "size": ...}
+    {"at": ns, "op": "reset"}
+    {"at": ns, "op": "given", "iova": ..., "data": base64}       memory before the device was told to read it
+    {"at": ns, "op": "left", "iova": ..., "data": base64, ...}   memory as the device left it
+
+The DMA of hardware is not seen by whoever mediates; memory is recorded where a `RecordedMemory` says that the
+device is about to read it, or has written it.
+"""
+
+from __future__ import annotations
+
+import os
+from base64 import b64encode
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, NamedTuple, Protocol, Self
+
+import msgspec
+
+from iolane.errors import IolaneError
+from iolane.model.dma import Direction, DmaFault, DmaSpace, MapChange
+from iolane.model.interrupts import InterruptIndex
+from iolane.model.observers import Observers
+from iolane.model.reset import ResetKind
+from iolane.model.trace.events import InterruptRaised, RegisterAccess, TraceEvent
+from iolane.model.trace.level import TraceLevel
+from iolane.model.trace.tracer import Traceable, Tracer
+
+VERSION = 1
+LARGEST = 256 << 20
+"""Bytes of a recording, unless told otherwise; what comes then is not recorded, and the end says so."""
+LARGEST_PIECE = 1 << 20
+"""Bytes of memory in one event."""
+
+Event = dict[str, Any]
+
+
+class MemoryField(NamedTuple):
+    """A number in memory that has a name: bits `mask` of the `size` bytes at `offset`, shifted down."""
+
+    name: str
+    offset: int
+    size: int
+    mask: int
+
+
+class MemoryPart(NamedTuple):
+    """Memory that matters. `fields` say what it is made of; without, it is bytes."""
+
+    iova: int
+    length: int
+    name: str
+    fields: tuple[MemoryField, ...] = ()
+
+
+class RecordedMemory(Protocol):
+    """Knows a kind of device: which memory it will read when it is told so, and where it wrote.
+
+    It is asked under the device's lock, and reads the guest's memory by `dma`; whatever the guest put there,
+    it must come to an end.
+    """
+
+    def before(self, access: RegisterAccess, dma: DmaSpace) -> Iterable[MemoryPart]:
+        """The guest makes this access; if it makes the device read memory, which?"""
+
+    def after(self, kind: InterruptIndex, vector: int, dma: DmaSpace) -> Iterable[MemoryPart]:
+        """The device interrupts: what did it write?"""
+
+
+class Recordable(Traceable, Protocol):
+    """What is recorded: a device that can be traced."""
+
+    was_reset: Observers[ResetKind]
+
+
+class Recorder:
+    """Writes a recording. A context manager: leaving writes its end.
+
+    Args:
+        path: of the file, made anew.
+        memory: says which memory is worth recording.
+        limit: bytes of the file.
+
+    Attributes:
+        events: written so far.
+        lost: events that the limit kept out.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, memory: RecordedMemory | None = None, limit: int = LARGEST
+    ) -> None:
+        self.path = Path(path)
+        self.events = self.lost = 0
+        self._memory = memory
+        self._limit = limit
+        self._written = 0
+        self._encoder = msgspec.json.Encoder()
+        self._device: Recordable | None = None
+        try:
+            self._file: BinaryIO | None = self.path.open("wb")
+        except OSError as error:
+            raise IolaneError(f"{path} can't be written: {error.strerror}") from None
+
+    def attach(self, device: Recordable, tracer: Tracer) -> Callable[[], None]:
+        """Record `device` until the returned call is made. Its trace tells what happens."""
+        if self._device is not None:
+            raise IolaneError(f"{self.path} is the recording of {self._device.name} already")
+        self._device = device
+        regions = {item.name: item.size for item in device.regions if item is not None}
+        self._line({"recording": VERSION, "device": device.name, "regions": regions})
+        with ExitStack() as stack, device.lock:
+            for iova, size, permission, _ in device.dma.maps:
+                self._map(MapChange(iova, size, permission))
+            stack.callback(device.dma.on_change.add(self._map))
+            stack.callback(device.was_reset.add(lambda _: self._event("reset")))
+            stack.callback(tracer.follow(TraceLevel.REGISTERS, sink=self._traced))
+            return stack.pop_all().close
+
+    # What happens.
+
+    def _traced(self, event: TraceEvent) -> None:
+        if isinstance(event, RegisterAccess):
+            self._access(event)
+        elif isinstance(event, InterruptRaised):
+            self._event("interrupt", kind=event.kind.name.lower(), vector=event.vector)
+            if self._memory is not None and self._device is not None:
+                self._parts("left", self._memory.after(event.kind, event.vector, self._device.dma))
+
+    def _access(self, access: RegisterAccess) -> None:
+        if self._memory is not None and self._device is not None:
+            self._parts("given", self._memory.before(access, self._device.dma))
+        reads = access.direction is Direction.READ
+        event: Event = {
+            "region": access.region,
+            "offset": access.offset,
+            "size": access.size,
+            "value": access.original if reads else access.value,
+            "register": access.register,
+        }
+        if access.dropped:
+            event["dropped"] = True
+        elif access.value != access.original:
+            event["seen"] = access.value if reads else access.original
+        self._event(str(access.direction), **event)
+
+    def _map(self, change: MapChange) -> None:
+        if change.permission is None:
+            self._event("unmap", iova=change.iova, size=change.size)
+        else:
+            self._event("map", iova=change.iova, size=change.size, permission=int(change.permission))
+
+    def _parts(self, op: str, parts: Iterable[MemoryPart]) -> None:
+        if self._device is None:
+            return
+        for part in parts:
+            try:
+                data = self._device.dma.read(part.iova, min(part.length, LARGEST_PIECE))
+            except DmaFault:
+                continue  # the guest named it, and has no such memory
+            event: Event = {"iova": part.iova, "data": b64encode(data).decode(), "name": part.name}
+            if part.fields:
+                event["fields"] = [list(field) for field in part.fields]
+            self._event(op, **event)
+
+    # Writing.
+
+    def _event(self, op: str, **values: Any) -> None:
+        assert self._device is not None
+        line = {"at": self._device.clock.now_ns(), "op": op, **values}
+        if self._line(line):
+            self.events += 1
+        else:
+            self.lost += 1
+
+    def _line(self, line: Event) -> bool:
+        if self._file is None or self._written >= self._limit:
+            return False
+        data = self._encoder.encode(line) + b"\n"
+        self._written += len(data)
+        self._file.write(data)
+        return True
+
+    def close(self) -> None:
+        """Write the end, close the file. Idempotent."""
+        if self._file is None:
+            return
+        self._file.write(
+            self._encoder.encode({"op": "end", "events": self.events, "lost": self.lost}) + b"\n"
+        )
+        self._file.close()
+        self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
