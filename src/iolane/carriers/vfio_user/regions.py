@@ -17,7 +17,7 @@ from iolane.carriers.vfio_user.protocol import (
 )
 from iolane.carriers.vfio_user.rejection import RefusedError, Rejection
 from iolane.carriers.vfio_user.session import Reply, Request, Session
-from iolane.model.pci import SriovCapability
+from iolane.model.pci import PciDevice, SriovCapability
 from iolane.model.pci.config_space import EXTENDED_START
 from iolane.model.region import Area, Region, RegionIndex
 
@@ -92,8 +92,10 @@ class RegionCommands:
         function with SR-IOV it finds none, and the guest, which reads by accesses, finds what there is.
         """
         head = EXTENDED_START - offset
-        capabilities = self._session.device.config.capabilities
-        if not 0 <= head <= len(data) - 4 or not any(isinstance(c, SriovCapability) for c in capabilities):
+        device = self._session.device
+        if not isinstance(device, PciDevice) or not 0 <= head <= len(data) - 4:
+            return data
+        if not any(isinstance(item, SriovCapability) for item in device.config.capabilities):
             return data
         return data[:head] + bytes(4) + data[head + 4 :]
 
