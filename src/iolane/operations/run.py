@@ -272,7 +272,7 @@ def machine_device(endpoint: Endpoint) -> MachineDevice:
     """What the machine connects to an endpoint with."""
     kind = endpoint.virtio
     if kind is None:
-        return VfioUserDevice(endpoint.name, endpoint.socket)
+        return VfioUserDevice(endpoint.name, endpoint.socket, virtual=endpoint.virtual)
     return VhostUserDevice(
         endpoint.name,
         endpoint.socket,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import select
@@ -29,6 +30,7 @@ from iolane.devices.specification import Carrier, DeviceSpecification, parse
 from iolane.devices.virtio.block import Block
 from iolane.devices.virtio.net import Net
 from iolane.errors import IolaneError
+from iolane.model.pci import PhysicalFunction
 from iolane.model.virtio import VirtioDevice
 from iolane.model.workers import Workers
 from iolane.operations.device_process import DeviceProcess
@@ -65,6 +67,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     """The device, where this process serves it."""
     process: DeviceProcess | None = None
     """Its own process, where it has one."""
+    virtual: tuple[Path, ...] = ()
+    """Sockets of its virtual functions, which are beside its own."""
 
 
 class DeviceServers:
@@ -148,6 +152,9 @@ class DeviceServers:
         for endpoint in self.endpoints:
             if endpoint.process is not None:
                 endpoint.process.wait_ready()
+        self.endpoints = [
+            msgspec.structs.replace(each, virtual=_virtual_of(each.socket)) for each in self.endpoints
+        ]
 
     def _serve(
         self, stack: ExitStack, specification: DeviceSpecification, socket: Path, workers: Workers
@@ -167,9 +174,25 @@ class DeviceServers:
             stack.callback(device.close)
             server = stack.enter_context(VfioUserServer(device, socket, workers=workers))
             served = ServedDevice(device.name, device, server, socket)
+            if isinstance(device, PhysicalFunction):
+                for vf in device.vfs.all:
+                    path = _virtual_socket(socket, vf.number)
+                    check_socket_path(path)
+                    stack.enter_context(VfioUserServer(vf, path, workers=workers))
         if self._trace is not None:
             stack.callback(served.trace_to_stderr(self._trace))
         return Endpoint(served.name, socket, kind, served)
+
+
+def _virtual_socket(socket: Path, number: int) -> Path:
+    """Where a virtual function is served: `x-vf0.sock` beside `x.sock`."""
+    return socket.with_name(f"{socket.stem}-vf{number}{socket.suffix}")
+
+
+def _virtual_of(socket: Path) -> tuple[Path, ...]:
+    """The sockets of the virtual functions of what is served at `socket`, whichever process serves them."""
+    numbers = itertools.count()
+    return tuple(itertools.takewhile(is_served, (_virtual_socket(socket, number) for number in numbers)))
 
 
 def _carried(specification: DeviceSpecification, carrier: Carrier | None) -> DeviceSpecification:

@@ -76,6 +76,18 @@ def test_devices_sit_behind_root_ports() -> None:
     ]
 
 
+def test_virtual_functions_sit_behind_their_physical_one() -> None:
+    device = VfioUserDevice("a", Path("/run/a.sock"), virtual=[Path("/run/0.sock"), Path("/run/1.sock")])
+    arguments = values(command_line(hardware(devices=[device], ports=1)), "-device")
+    made = [json.loads(device) for device in arguments if device.startswith("{")]
+    assert [(each["id"], each["bus"], each["addr"], each.get("multifunction")) for each in made] == [
+        ("a", "port1", "0.0", True),
+        ("a-vf0", "port1", "0.1", None),
+        ("a-vf1", "port1", "0.2", None),
+    ]
+    assert [each["socket"]["path"] for each in made] == ["/run/a.sock", "/run/0.sock", "/run/1.sock"]
+
+
 def test_devices_that_do_not_fit_are_refused() -> None:
     a, b = VfioUserDevice("a", Path("a")), VfioUserDevice("b", Path("b"))
     with pytest.raises(IolaneError, match="2 devices but only 1 root ports"):

@@ -96,6 +96,19 @@ def test_what_cannot_be_plugged(qmp: FakeQmp, listening: Path, device: VfioUserD
     assert "device_add" not in [command for command, _ in qmp.commands]
 
 
+def test_virtual_functions_come_and_go_with_the_machine(qmp: FakeQmp, listening: Path) -> None:
+    given = slots(qmp, VfioUserDevice("a", listening, virtual=[listening]))
+    with pytest.raises(IolaneError, match="its virtual functions would go with it"):
+        given.unplug("a", 1.0)
+    with pytest.raises(IolaneError, match="made with the machine"):
+        given.plug(VfioUserDevice("b", listening, virtual=[listening]))
+    with pytest.raises(IolaneError, match=r"nobody listens at .* for device b-vf1"):
+        VfioUserDevice("b", listening, virtual=[listening, Path("/nowhere")]).check()
+    with pytest.raises(IolaneError, match="room for 7"):
+        VfioUserDevice("b", listening, virtual=[listening] * 8).check()
+    assert not {"device_add", "device_del"} & {command for command, _ in qmp.commands}
+
+
 def test_a_plug_that_qemu_refuses_leaves_the_port_free(qmp: FakeQmp, listening: Path) -> None:
     given = slots(qmp, ports=1)
     qmp.refusal = "Failed to connect"

@@ -65,6 +65,17 @@ def test_every_device_has_a_name(runtime: Path, file: Path) -> None:
     assert list(runtime.iterdir()) == []
 
 
+@pytest.mark.parametrize("process", ["", ",process=own"])
+def test_virtual_functions_are_served_beside_their_physical_one(runtime: Path, process: str) -> None:
+    with DeviceServers([f"sriov,id=shared{process}", "edu"]) as servers:
+        shared, edu = servers.endpoints
+        names = [path.name for path in (shared.socket, *shared.virtual)]
+        assert names == ["shared.sock", *(f"shared-vf{number}.sock" for number in range(4))]
+        assert all(path.is_socket() for path in shared.virtual)
+        assert edu.virtual == ()
+    assert not any(path.exists() for path in shared.virtual)
+
+
 def test_a_failure_half_way_leaves_nothing(runtime: Path, file: Path) -> None:
     threads = threading.active_count()
     with (

@@ -30,6 +30,8 @@ SWITCHED_OFF = ("hpet", "smbus", "sata", "usb", "vmport", "i8042", "graphics")
 """Parts of q35 that no iolane guest needs and that its firmware and kernel would look into."""
 
 PORT_PREFIX = "port"
+FUNCTIONS = 8
+"""Functions of a slot."""
 
 
 class Accelerator(StrEnum):
@@ -49,10 +51,22 @@ class VfioUserDevice:
     port: str | None = None
     """The root port it sits behind; by default the first free one."""
     posted_writes: bool = True
+    virtual: Sequence[Path] = ()
+    """Where its virtual functions are served: the functions behind it in its slot. QEMU makes them with the
+    machine, and the guest finds them when it enables them; docs/sriov.md says what it does then.
+    """
 
     def arguments(self, port: str) -> list[str]:
         """Of the command line."""
-        return ["-device", json.dumps(self.properties(port))]
+        arguments = ["-device", json.dumps(self.properties(port))]
+        for number, socket in enumerate(self.virtual, 1):
+            virtual = VfioUserDevice(self.virtual_id(number - 1), socket, posted_writes=self.posted_writes)
+            arguments += ["-device", json.dumps(virtual.properties(port) | {"addr": f"0.{number}"})]
+        return arguments
+
+    def virtual_id(self, number: int) -> str:
+        """The id of virtual function `number`."""
+        return f"{self.id}-vf{number}"
 
     def properties(self, port: str) -> dict[str, object]:
         """The properties of QEMU's vfio-user-pci."""
@@ -64,6 +78,8 @@ class VfioUserDevice:
         }
         if self.bootindex is not None:
             properties["bootindex"] = self.bootindex
+        if self.virtual:
+            properties |= {"addr": "0.0", "multifunction": True}
         if not self.posted_writes:
             properties["x-no-posted-writes"] = True
         return properties
@@ -71,9 +87,18 @@ class VfioUserDevice:
     def check(self) -> None:
         """Refuse a device whose server is not there. Raises IolaneError."""
         check_listening(self.id, self.socket)
+        if len(self.virtual) > FUNCTIONS - 1:
+            raise IolaneError(f"{self.id} has {len(self.virtual)} virtual functions, a slot has room for 7")
+        for number, socket in enumerate(self.virtual):
+            check_listening(self.virtual_id(number), socket)
 
     def plug(self, qmp: Qmp, port: str) -> None:
         """Make it in a machine that runs."""
+        if self.virtual:
+            raise IolaneError(
+                f"{self.id} has virtual functions, which are made with the machine",
+                remedy="give it to the machine when it starts",
+            )
         qmp.execute("device_add", 30.0, **self.properties(port))
 
     def forget(self, qmp: Qmp) -> None:

@@ -101,6 +101,8 @@ class Slots:
         if self.has_msix(device.id):
             self._with_msix.add(device.id)
         self._guard.watch(device.id, device.socket)
+        for number, socket in enumerate(device.virtual):
+            self._guard.watch(device.virtual_id(number), socket)
 
     def unplug(self, identity: str, timeout: float) -> None:
         """Asks the guest to let go and waits for QEMU to have removed the device."""
@@ -111,6 +113,12 @@ class Slots:
                     remedy=f"there are: {', '.join(self._plugged) or 'none'}",
                 )
             device = self._plugged[identity]
+            if isinstance(device, VfioUserDevice) and device.virtual:
+                raise IolaneError(
+                    f"unplugging {identity} is refused: its virtual functions would go with it, which QEMU "
+                    "does not survive where they have MSI-X",
+                    remedy="shut the guest down",
+                )
             if isinstance(device, VfioUserDevice) and self.has_msix(identity):
                 raise IolaneError(
                     f"unplugging {identity} is refused: it presents MSI-X, and QEMU aborts when a "
