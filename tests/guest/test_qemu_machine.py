@@ -124,10 +124,10 @@ def test_standard_input(machine: QemuMachine) -> None:
 
 def test_time_limits(machine: QemuMachine) -> None:
     started = time.monotonic()
-    result = machine.run("echo started; sleep 1000 | sleep 1000", timeout=0.5)
+    result = machine.run("echo started; sleep 1000 | sleep 1000", timeout=3)
     assert result.timed_out
     assert result.stdout == b"started\n"
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 100
     assert machine.run("pidof sleep").exit_code == 1  # its children were killed too
     with pytest.raises(CommandFailedError, match="did not end in time"):
         result.check()

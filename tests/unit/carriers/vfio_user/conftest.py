@@ -32,7 +32,7 @@ def client(server: VfioUserServer) -> Iterator[VfioUserClient]:
         client.negotiate()
         client.config_write(4, 2, 0x6)
         yield client
-    assert server.wait_idle(5)
+    assert server.wait_idle(30)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def raw(server: VfioUserServer) -> Iterator[RawClient]:
     with RawClient(server.path) as raw:
         raw.negotiate()
         yield raw
-    assert server.wait_idle(5)
+    assert server.wait_idle(30)
 
 
 @pytest.fixture

@@ -182,7 +182,7 @@ def test_a_client_that_goes_in_mid_migration_leaves_a_running_device(
             client.set_migration_state(state)
             if state is S.RESUMING:
                 client.migration_write(b"half a state")
-        assert server.wait_idle(5)
+        assert server.wait_idle(30)
         assert not device.paused
 
 

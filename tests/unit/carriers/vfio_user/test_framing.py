@@ -147,7 +147,7 @@ def test_sizes_that_end_the_connection(
         raw.negotiate()
         raw.socket.sendall(write(3) + header + bytes(100))
         assert raw.ended()
-    assert server.wait_idle(5)
+    assert server.wait_idle(30)
     assert rejected(rejection) == 1
     with VfioUserClient(server.path) as client:
         client.negotiate()
@@ -163,7 +163,7 @@ def test_a_client_that_goes_inside_a_message(
     with RawClient(server.path) as raw:
         raw.negotiate()
         socket.send_fds(raw.socket, [dma_map(0)[:length]], [ram, ram])
-    assert server.wait_idle(5)
+    assert server.wait_idle(30)
     assert rejected(Rejection.MESSAGE_CUT) == 1
     assert open_fds() == before
     os.close(ram)

@@ -18,6 +18,9 @@ from iolane.model.interrupts import InterruptIndex, TableOwner
 from iolane.model.workers import Workers
 from tests.unit.carriers.vfio_user.sample import PAGE, RawClient, Sample, memory_fd, open_fds
 
+PROMPT = 5
+"""Seconds; a stop that waited for the client would never end."""
+
 
 def test_state_survives_a_client_and_its_memory_does_not(server: VfioUserServer, device: Sample) -> None:
     ram = memory_fd()
@@ -31,7 +34,7 @@ def test_state_survives_a_client_and_its_memory_does_not(server: VfioUserServer,
             client.dma_map(0, PAGE, fd=ram)
             for fd in client.connect_irqs(InterruptIndex.MSIX, 20):
                 os.close(fd)
-        assert server.wait_idle(5)
+        assert server.wait_idle(30)
         assert not server.connected
         assert device.dma.maps == []
         assert device.dma.indirect is None
@@ -50,7 +53,7 @@ def test_the_second_client_waits_for_the_first(server: VfioUserServer) -> None:
         with pytest.raises(VfioUserError, match="did not answer in time"):
             second.negotiate()
         assert first.read(0, 0, 4) == 0
-    second.socket.settimeout(5)
+    second.socket.settimeout(30)
     assert second.receive().command == 1
     second.close()
 
@@ -58,11 +61,11 @@ def test_the_second_client_waits_for_the_first(server: VfioUserServer) -> None:
 def test_a_silent_client_does_not_keep_the_next_one_waiting(
     server: VfioUserServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("iolane.carriers.vfio_user.connection.GREETING_S", 0.1)
+    monkeypatch.setattr("iolane.carriers.vfio_user.connection.GREETING_S", 1)
     with RawClient(server.path) as silent, VfioUserClient(server.path) as client:
         client.negotiate()
         assert silent.ended()
-        time.sleep(0.2)  # once negotiated, silence is fine
+        time.sleep(1.2)  # once negotiated, silence is fine
         assert client.read(0, 0, 4) == 0
 
 
@@ -73,8 +76,8 @@ def test_events(server: VfioUserServer) -> None:
         pass  # a probe
     with VfioUserClient(server.path) as client:
         client.negotiate()
-    assert told.acquire(timeout=5)
-    assert told.acquire(timeout=5)
+    assert told.acquire(timeout=30)
+    assert told.acquire(timeout=30)
     assert [event.kind for event in server.events] == [EventKind.CONNECTED, EventKind.DISCONNECTED]
 
 
@@ -97,7 +100,7 @@ def test_stop_is_prompt_while_the_client_is_silent(device: Sample, tmp_path: Pat
         client.negotiate()
         start = time.monotonic()
         server.stop()
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < PROMPT
         with pytest.raises(VfioUserError):
             client.read(0, 0, 4)
     assert not server.path.exists()
@@ -119,7 +122,7 @@ def test_stop_is_prompt_while_the_client_takes_no_replies(device: Sample, tmp_pa
             pass  # both sides' buffers are full
         start = time.monotonic()
         server.stop()
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < PROMPT
 
 
 def test_stop_before_any_client_and_start_again(device: Sample, tmp_path: Path) -> None:
@@ -150,7 +153,7 @@ def test_stop_from_a_handler_of_the_device(device: Sample, tmp_path: Path) -> No
         client.negotiate()
         with pytest.raises(VfioUserError):
             client.read(0, 0, 4)
-    thread.join(5)
+    thread.join(30)
     assert not thread.is_alive()
 
 
@@ -164,7 +167,7 @@ def test_tasks_need_workers_and_get_them(device: Sample, tmp_path: Path) -> None
                 ram = memory_fd(PAGE, b"\1\2\3\4")
                 client.dma_map(0, PAGE, fd=ram)
                 client.write(0, 0x1C, 4, 3)
-                assert device.kicked.acquire(timeout=5)
+                assert device.kicked.acquire(timeout=30)
                 assert client.read(0, 0x18, 4) == 0x04030201
                 os.close(ram)
         assert device.clock.manual
@@ -276,7 +279,7 @@ def test_a_client_with_unread_messages_sees_an_end_and_no_reset(server: VfioUser
                 client.socket.sendall(bytes(4096))
             except BrokenPipeError:
                 break
-        client.socket.settimeout(5)
+        client.socket.settimeout(30)
         while client.socket.recv(4096):
             pass
 
@@ -287,6 +290,6 @@ def test_no_region_is_touched_before_version(server: VfioUserServer, device: Sam
     with RawClient(server.path) as client:
         client.send(command, struct.pack("<QII", 0, 0, 4) + (bytes(4) if command == 10 else b""))
         assert client.ended()
-    assert server.wait_idle(5)
+    assert server.wait_idle(30)
     assert server.statistics.as_dict()["rejected_version_first"] == 1
     assert (server.statistics.reads, server.statistics.writes) == (0, 0)

@@ -56,7 +56,7 @@ def front(server: VhostUserServer, memory: SharedMemory, device: Sample) -> Iter
     with FrontEnd(server.path, [memory], rings=2, wanted=WANTED) as front:
         yield front
         device.gate.set()
-    assert server.wait_idle(5)
+    assert server.wait_idle(30)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def raw(server: VhostUserServer) -> Iterator[RawFront]:
     with RawFront(server.path) as raw:
         raw.negotiate()
         yield raw
-    assert server.wait_idle(5)
+    assert server.wait_idle(30)
 
 
 @pytest.fixture

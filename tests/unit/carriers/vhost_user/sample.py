@@ -118,7 +118,7 @@ class Driver:
         (used,) = self.answers(1)
         return used.data
 
-    def answers(self, count: int, timeout: float = 5) -> list[Used]:
+    def answers(self, count: int, timeout: float = 30) -> list[Used]:
         """Wait for `count` chains."""
         found = self.ring.collect()
         while len(found) < count:
@@ -127,7 +127,7 @@ class Driver:
         assert len(found) == count
         return found
 
-    def wait_used(self, index: int, timeout: float = 5) -> None:
+    def wait_used(self, index: int, timeout: float = 30) -> None:
         """Wait for a used index; the chains are not looked at: their memory lies elsewhere."""
         while int.from_bytes(self.ring.memory.read(self.ring.used + 2, 2), "little") != index:
             assert self._wait(timeout), f"used index {index} was not reached"
@@ -142,7 +142,7 @@ class RawFront:
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(5)
+        self.socket.settimeout(30)
         self.socket.connect(str(path))
 
     def send(

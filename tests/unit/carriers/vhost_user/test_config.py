@@ -74,7 +74,7 @@ def test_what_the_driver_wrote_outlives_pauses_resets_and_front_ends(
         driver = Driver(heap, front.kicker(ECHO), front.rings[ECHO].wait_call)
         front.start(ECHO, driver.ring)
         assert device.config.MODE == 0x21
-    assert server.wait_idle(5)
+    assert server.wait_idle(30)
     assert device.config.MODE == 0
     with FrontEnd(server.path, [memory], wanted=WANTED) as front:
         assert front.client.get_config(0, 6) == b"\x4d\0\0\0\x21\0"

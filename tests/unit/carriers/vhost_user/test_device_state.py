@@ -113,7 +113,7 @@ def test_a_front_end_that_goes_in_the_middle(server: VhostUserServer, memory: Sh
         reader, writer = os.pipe()
         front.client.ask_u64(Request.SET_DEVICE_STATE_FD, LOAD, [reader])
         os.close(reader)
-    assert server.wait_idle(5)
+    assert server.wait_idle(30)
     os.close(writer)
     assert open_fds() == before
 

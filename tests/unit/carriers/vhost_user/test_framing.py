@@ -45,7 +45,7 @@ def test_what_is_no_message_ends_the_connection(
     with RawFront(server.path) as raw:
         raw.socket.sendall(header)
         assert raw.ended()
-    assert server.wait_idle(5)
+    assert server.wait_idle(30)
     assert rejected(rejection) == 1
 
 
@@ -56,7 +56,7 @@ def test_a_cut_message(server: VhostUserServer, rejected: Rejected, part: bytes)
     with RawFront(server.path) as raw:
         raw.negotiate()
         raw.socket.sendall(part)
-    assert server.wait_idle(5)
+    assert server.wait_idle(30)
     assert rejected(Rejection.MESSAGE_CUT) == 1
 
 
@@ -77,7 +77,7 @@ def test_too_many_descriptors_end_the_connection(server: VhostUserServer, reject
     with RawFront(server.path) as raw:
         raw.send(Request.SET_OWNER, fds=fds)
         assert raw.ended()
-    assert server.wait_idle(5)
+    assert server.wait_idle(30)
     assert rejected(Rejection.FDS_LOST) == 1
     assert open_fds() == before
     for fd in fds:
@@ -98,6 +98,6 @@ def test_what_came_before_the_end_is_closed(server: VhostUserServer) -> None:
     before = open_fds()
     with RawFront(server.path) as raw:
         socket.send_fds(raw.socket, [HEADER.pack(Request.SET_VRING_KICK, 9, 8)], [fd])
-    assert server.wait_idle(5)
+    assert server.wait_idle(30)
     assert open_fds() == before
     os.close(fd)

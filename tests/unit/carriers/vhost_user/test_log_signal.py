@@ -78,7 +78,7 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
                 disk.start()
                 assert isinstance(device.queues[0].ring, CompiledRing) == (request.param == "compiled")
                 yield disk
-            assert server.wait_idle(5)
+            assert server.wait_idle(30)
         device.close()
     for fd in disk.fds:
         os.close(fd)

@@ -52,7 +52,7 @@ class Guest:
     def collect(self, index: int, count: int = 1) -> list[Used]:
         found = self.rings[index].collect()
         while len(found) < count:
-            assert self.front.rings[index].wait_call(5), f"{len(found)} of {count}"
+            assert self.front.rings[index].wait_call(30), f"{len(found)} of {count}"
             found += self.rings[index].collect()
         return found
 
@@ -82,7 +82,7 @@ def guest(request: pytest.FixtureRequest, device: BareNet, net: MemoryNet, tmp_p
                 guest = Guest(server.path, memory, net)
                 yield guest
                 guest.front.close()
-                assert server.wait_idle(5)
+                assert server.wait_idle(30)
 
 
 def test_what_is_offered(guest: Guest) -> None:

@@ -199,11 +199,12 @@ class TestAttached:
         fired = threading.Event()
         with Workers(1) as workers:
             device.attach(workers)
-            timer = device.clock.call_after(50 * MS, fired.set)
+            far = device.clock.call_after(100_000 * MS, lambda: None)
             device.pause()
-            before, left = device.clock.now_ns(), timer.remaining_ns
+            timer = device.clock.call_after(50 * MS, fired.set)  # paused already: it can't be late for that
+            before, left = device.clock.now_ns(), far.remaining_ns
             assert not fired.wait(0.08)
-            assert (device.clock.now_ns(), timer.remaining_ns) == (before, left)
+            assert (device.clock.now_ns(), far.remaining_ns, timer.remaining_ns) == (before, left, 50 * MS)
             device.resume()
             assert fired.wait(10)
             assert device.clock.now_ns() >= timer.deadline_ns
