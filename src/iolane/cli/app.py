@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from iolane._version import __version__
-from iolane.cli import bench, demo, devices, doctor, host, lab, reset, run, serve, trace
+from iolane.cli import bench, demo, devices, doctor, host, lab, replay, reset, run, serve, trace
 
 app = typer.Typer(
     name="iolane",
@@ -44,6 +44,7 @@ app.command("run", context_settings={"allow_interspersed_args": False})(run.run)
 app.command("serve")(serve.serve)
 app.command("devices")(devices.devices)
 app.command("trace")(trace.trace)
+app.command("replay")(replay.replay)
 app.command("reset")(reset.reset)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)

@@ -31,6 +31,7 @@ class RecordedEvent(msgspec.Struct, forbid_unknown_fields=True):
     register: str = ""
     seen: int | None = None
     dropped: bool = False
+    in_memory: bool = False
     kind: str = ""
     vector: Annotated[int, msgspec.Meta(ge=0, lt=2048)] = 0
     iova: Annotated[int, msgspec.Meta(ge=0)] = 0
@@ -38,6 +39,8 @@ class RecordedEvent(msgspec.Struct, forbid_unknown_fields=True):
     data: str = ""
     name: str = ""
     fields: list[tuple[str, int, int, int]] = []
+    stride: Annotated[int, msgspec.Meta(ge=0)] = 0
+    key: list[str] = []
     events: int = 0
     lost: int = 0
     line: int = 0

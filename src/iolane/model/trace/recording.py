@@ -6,6 +6,7 @@ each line is one event:
     {"at": ns, "op": "read" | "write", "region": "bar0", "offset": 20, "size": 4, "value": 1, "register": ...}
         `value` is the device's: what it answered, or what it was given. `seen`: what the guest saw or wrote
         instead, where a hook changed it. `dropped`: the device never got it.
+        `in_memory`: a register that the guest keeps in memory, such as a shadow doorbell.
     {"at": ns, "op": "interrupt", "kind": "msix", "vector": 1}
     {"at": ns, "op": "map", "iova": ..., "size": ..., "permission": 3}
     {"at": ns, "op": "unmap", "iova": ..., "size": ...}
@@ -33,6 +34,8 @@ from iolane.errors import IolaneError
 from iolane.model.dma import Direction, DmaFault, DmaSpace, MapChange
 from iolane.model.interrupts import InterruptIndex
 from iolane.model.observers import Observers
+from iolane.model.pci.header import Type0Header
+from iolane.model.region import RegionIndex
 from iolane.model.reset import ResetKind
 from iolane.model.trace.events import InterruptRaised, RegisterAccess, TraceEvent
 from iolane.model.trace.level import TraceLevel
@@ -44,6 +47,8 @@ LARGEST = 256 << 20
 LARGEST_PIECE = 1 << 20
 """Bytes of memory in one event."""
 
+COMMAND = Type0Header.COMMAND
+GIVEN, LEFT = "given", "left"
 Event = dict[str, Any]
 
 
@@ -57,12 +62,36 @@ class MemoryField(NamedTuple):
 
 
 class MemoryPart(NamedTuple):
-    """Memory that matters. `fields` say what it is made of; without, it is bytes."""
+    """Memory that matters: `given` to the device to read, or as it `left` it.
+
+    Attributes:
+        fields: what it is made of; without, it is bytes.
+        stride: it is an array of records of so many bytes, else one.
+        key: fields that say which record is which, where their order is the device's choice.
+    """
 
     iova: int
     length: int
     name: str
+    op: str = GIVEN
     fields: tuple[MemoryField, ...] = ()
+    stride: int = 0
+    key: tuple[str, ...] = ()
+
+
+class MemoryKick(NamedTuple):
+    """A register that the guest keeps in memory, where the device looks for it: it is as if it had been
+    written.
+    """
+
+    region: str
+    offset: int
+    size: int
+    value: int
+    register: str
+
+
+Seen = MemoryPart | MemoryKick
 
 
 class RecordedMemory(Protocol):
@@ -72,11 +101,11 @@ class RecordedMemory(Protocol):
     it must come to an end.
     """
 
-    def before(self, access: RegisterAccess, dma: DmaSpace) -> Iterable[MemoryPart]:
+    def before(self, access: RegisterAccess, dma: DmaSpace) -> Iterable[Seen]:
         """The guest makes this access; if it makes the device read memory, which?"""
 
-    def after(self, kind: InterruptIndex, vector: int, dma: DmaSpace) -> Iterable[MemoryPart]:
-        """The device interrupts: what did it write?"""
+    def after(self, kind: InterruptIndex, vector: int, dma: DmaSpace) -> Iterable[Seen]:
+        """The device interrupts: what did it write, and what had it read that nobody saw it told of?"""
 
 
 class Recordable(Traceable, Protocol):
@@ -121,12 +150,27 @@ class Recorder:
         regions = {item.name: item.size for item in device.regions if item is not None}
         self._line({"recording": VERSION, "device": device.name, "regions": regions})
         with ExitStack() as stack, device.lock:
+            self._command(device)
             for iova, size, permission, _ in device.dma.maps:
                 self._map(MapChange(iova, size, permission))
             stack.callback(device.dma.on_change.add(self._map))
-            stack.callback(device.was_reset.add(lambda _: self._event("reset")))
+            stack.callback(device.was_reset.add(lambda _: self._reset(device)))
             stack.callback(tracer.follow(TraceLevel.REGISTERS, sink=self._traced))
             return stack.pop_all().close
+
+    def _reset(self, device: Recordable) -> None:
+        self._event("reset")
+        self._command(device)
+
+    def _command(self, device: Recordable) -> None:
+        """Whether the function decodes and may do DMA: at the beginning, and after a reset (VFIO gives the
+        function its header back).
+        """
+        config = device.regions[RegionIndex.CONFIG]
+        if config is not None:
+            value = config.read(COMMAND.offset, COMMAND.width)
+            place = {"region": config.name, "offset": COMMAND.offset, "size": COMMAND.width}
+            self._event("write", **place, value=value, register="config.COMMAND")
 
     # What happens.
 
@@ -136,11 +180,11 @@ class Recorder:
         elif isinstance(event, InterruptRaised):
             self._event("interrupt", kind=event.kind.name.lower(), vector=event.vector)
             if self._memory is not None and self._device is not None:
-                self._parts("left", self._memory.after(event.kind, event.vector, self._device.dma))
+                self._parts(self._memory.after(event.kind, event.vector, self._device.dma))
 
     def _access(self, access: RegisterAccess) -> None:
         if self._memory is not None and self._device is not None:
-            self._parts("given", self._memory.before(access, self._device.dma))
+            self._parts(self._memory.before(access, self._device.dma))
         reads = access.direction is Direction.READ
         event: Event = {
             "region": access.region,
@@ -161,10 +205,13 @@ class Recorder:
         else:
             self._event("map", iova=change.iova, size=change.size, permission=int(change.permission))
 
-    def _parts(self, op: str, parts: Iterable[MemoryPart]) -> None:
+    def _parts(self, parts: Iterable[Seen]) -> None:
         if self._device is None:
             return
         for part in parts:
+            if isinstance(part, MemoryKick):
+                self._event("write", **part._asdict(), in_memory=True)
+                continue
             try:
                 data = self._device.dma.read(part.iova, min(part.length, LARGEST_PIECE))
             except DmaFault:
@@ -172,7 +219,9 @@ class Recorder:
             event: Event = {"iova": part.iova, "data": b64encode(data).decode(), "name": part.name}
             if part.fields:
                 event["fields"] = [list(field) for field in part.fields]
-            self._event(op, **event)
+            if part.stride:
+                event |= {"stride": part.stride, "key": list(part.key)}
+            self._event(part.op, **event)
 
     # Writing.
 

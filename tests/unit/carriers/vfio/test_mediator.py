@@ -16,7 +16,11 @@ from iolane.carriers.vfio_user.protocol import DeviceFlag, Feature, IrqAction, I
 from iolane.errors import IolaneError
 from iolane.model.interrupts import InterruptIndex
 from iolane.model.region import Area, RegionIndex
+from iolane.model.registers import Register32
 from iolane.model.trace import DROP, RegisterAccess, TraceLevel
+from iolane.model.trace.recorded import read_recording
+from iolane.model.trace.recording import Recorder
+from iolane.model.trace.replay import Replay
 from iolane.testing.fake_vfio import FakeFunction, FakeKernel
 from tests.unit.carriers.vfio.hardware import ADDRESS, WINDOW, Card, CardRegisters, Command
 
@@ -332,3 +336,52 @@ def test_no_migration(client: VfioUserClient) -> None:
 def test_maps_that_do_not_fit(function: VfioFunction, tmp_path: Path) -> None:
     with pytest.raises(IolaneError, match="no BAR 3"):
         Mediator(function, tmp_path / "s", maps={3: CardRegisters})
+
+
+# Recording.
+
+
+def test_a_recorded_session(function: VfioFunction, fake: FakeFunction, tmp_path: Path) -> None:
+    """Interrupts then pass through here, in order with the accesses; a model that is the card differs in
+    nothing, one that is not is caught.
+    """
+    path = tmp_path / "session.jsonl"
+    with Recorder(path) as recorder:
+        mediator = Mediator(function, tmp_path / "s", maps={0: CardRegisters}, recorder=recorder)
+        with mediator, VfioUserClient(mediator.path) as client:
+            client.negotiate()
+            client.config_write(4, 2, 0x6)
+            client.reset()
+            fds = client.connect_irqs(MSIX, 2)
+            assert client.read(0, 0, 4) == 0x10AD_1E55
+            client.write(0, 4, 4, Command.make(RAISE=1, VECTOR=1))
+            assert came(fds[1])
+            client.write(0, 0x40, 4, 7)
+            assert client.read(0, 0x40, 4) == 7
+            client.set_irqs(MSIX, count=0)
+            for fd in fds:
+                os.close(fd)
+    recording = read_recording(path)
+    assert recording.complete
+    on_bars = [event for event in recording.events if event.region != "config"]
+    told = [(event.op, event.register or event.kind) for event in on_bars]
+    assert told[:6] == [
+        ("reset", ""),
+        ("read", "bar0.ID"),
+        ("write", "bar0.COMMAND"),
+        ("interrupt", "msix"),
+        ("write", "bar0.SLOT[0]"),
+        ("read", "bar0.SLOT[0]"),
+    ]
+    assert Replay(recording, Card()).run().first is None
+
+    class Broken(Card):
+        """Forgets what is in a slot."""
+
+        @Card.bar0.on_write(CardRegisters.SLOT)
+        def forget(self, index: int, value: Register32) -> None:
+            self.bar0.SLOT[index] = 0
+
+    first = Replay(recording, Broken()).run().first
+    assert first is not None
+    assert (first.place, first.recorded, first.replayed) == ("bar0.SLOT[0]", "0x7", "0x0")
