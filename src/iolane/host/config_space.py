@@ -39,8 +39,12 @@ class ConfigSpace:
 
     @property
     def answers(self) -> bool:
-        """False when the function does not answer: reads return all ones (PCI Express Base, 2.3.2)."""
-        return self.data[:2] != b"\xff\xff"
+        """False when the function does not answer: reads return all ones (PCI Express Base, 2.3.2).
+
+        The vendor id alone does not tell: it reads so in virtual functions (9.3.4.1.1).
+        """
+        header = self.data[:STD_HEADER_SIZEOF]
+        return header == b"" or any(byte != 0xFF for byte in header)
 
     @property
     def header_type(self) -> int:

@@ -190,6 +190,7 @@ def _blocks(host: Host) -> Iterator[tuple[str, Content]]:
         if real is None or name.startswith(("loop", "ram", "zram")):
             continue
         yield from _linked(host, f"{BLOCK}/{name}")
+        yield real, None
         yield from _texts(host, real, ["dev", "partition", "dm/name"])
         for relation in ("slaves", "holders"):
             for other in host.names(f"{real}/{relation}"):

@@ -125,3 +125,17 @@ def test_each_host_can_be_reported(name: str, tmp_path: Path) -> None:
     assert len(document.functions) == len(found.functions)
     with pytest.raises(IolaneError, match="there is no PCI function"):
         found.verdict(PcieId(0, 0xFF, 0, 0))
+
+
+def test_the_lab(tmp_path: Path) -> None:
+    """Recorded in it: the chipset's functions share a group, but had no drivers."""
+    lab = survey("lab_vtd", tmp_path)
+    assert (lab.iommu.kind, lab.iommu.interrupt_remapping) == ("VT-d", True)
+    assert verdicts(lab) == {
+        "00:00.0": "force: platform no-reset",
+        **{f"00:{each}": "force: no-reset" for each in ("02.0", "03.0", "08.0", "1f.2", "1f.3")},
+        "00:1f.0": "force: platform no-reset",
+        **{f"0{bus}:00.0": "yes" for bus in (1, 2, 3)},
+    }
+    assert lab.functions[PcieId(0, 1, 0, 0)].msix_vectors == 10
+    assert lab.functions[PcieId(0, 2, 0, 0)].reset_methods == ("flr", "bus")

@@ -172,6 +172,13 @@ def test_a_function_that_does_not_answer(machine: Machine) -> None:
     assert kinds(judged(machine)) == [("no-answer", IMPOSSIBLE)]
 
 
+def test_a_virtual_function_shows_no_ids_of_its_own(machine: Machine) -> None:
+    """Vendor and device id read FFFFh in its config space (PCI Express Base, 9.3.4.1.1)."""
+    config = b"\xff\xff\xff\xff" + config_space(msix=3)[4:]
+    machine.healthy().function("0000:01:10.0", ids="8086:10ca", config=config, group=1)
+    assert judged(machine, PcieId(0, 1, 0x10, 0)).possible
+
+
 @pytest.mark.parametrize("kind", [0x060000, 0x060100, 0x080300])
 def test_the_platform_itself_needs_force(machine: Machine, kind: int) -> None:
     machine.healthy().function("0000:01:00.0", kind=kind, group=1)

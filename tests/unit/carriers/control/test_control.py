@@ -22,6 +22,7 @@ from iolane.carriers.control import (
     SetTrace,
     Sink,
     find_device,
+    held_functions,
     is_served,
     remove_stale,
     runtime_directory,
@@ -30,6 +31,7 @@ from iolane.carriers.control import (
 from iolane.carriers.control.messages import LINE_LIMIT
 from iolane.carriers.control.server import CONNECTION_LIMIT, EVENT_LIMIT
 from iolane.errors import IolaneError
+from iolane.host.holding import DmaMapReport, HeldFunction
 
 
 class Fake:
@@ -266,6 +268,21 @@ def test_find_device_by_name_and_process(path: Path) -> None:
         find_device("x")
     with ControlServer([Fake("nvme0")]), pytest.raises(IolaneError, match="several processes serve a device"):
         find_device("nvme0")
+
+
+def test_held_functions_are_told_while_they_are_held(server: ControlServer) -> None:
+    class Holder:
+        def held(self) -> HeldFunction:
+            maps = [DmaMapReport(0, 0x1000, "rw", "guest memory")]
+            return HeldFunction(function="0000:01:00.0", machine="vm0", pid=os.getpid(), maps=maps)
+
+    holder = Holder()
+    assert held_functions() == []
+    server.add_holder(holder)
+    assert held_functions() == [holder.held()]
+    server.remove_holder(holder)
+    server.remove_holder(holder)
+    assert held_functions() == []
 
 
 def test_find_device_when_nothing_runs(runtime: Path) -> None:
