@@ -32,9 +32,11 @@ def tell(line: str) -> None:
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """The lab with VT-d and the default devices (igb0, nvme0, e1000e0, edu0), shared by all tests that boot
-    none of their own. Its edu reaches all of memory: it must be able to forge interrupts."""
+    none of their own. Its edu reaches all of memory: it must be able to forge interrupts. The chipset's
+    functions have drivers, and a disk can be mounted."""
     devices = [
         replace(each, dma_mask=(1 << 64) - 1) if each.kind is Kind.EDU else each for each in DEFAULT_DEVICES
     ]
-    with Lab(LabConfig(devices=devices), report=tell) as booted:
+    config = LabConfig(devices=devices, modules=("ahci", "i2c-i801", "ext4", "crc32c_generic"))
+    with Lab(config, report=tell) as booted:
         yield booted
