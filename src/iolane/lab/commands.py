@@ -100,7 +100,7 @@ class LabRunResult(msgspec.Struct, frozen=True, kw_only=True):
     devices: list[LabDeviceReport]
     faults: list[Fault]
     kernel: str
-    """What the lab's kernel said while the command ran; the end of its console when that was nothing."""
+    """The last lines of the lab's kernel log, when the command failed."""
 
 
 def fault_of(record: TraceRecord) -> Fault:

@@ -16,6 +16,8 @@ KEPT = (
     *("IOLANE_CACHE", "IOLANE_QEMU", "IOLANE_DEBUG"),
 )
 """Variables that are handed on; everything else stays outside, secrets too."""
+PATIENCE = {"IOLANE_ACCEL": "kvm", "IOLANE_BOOT_TIMEOUT": "600"}
+"""For guests inside: KVM works there, which need not be tried, and everything takes its time."""
 OPEN_FILES = 65536
 
 
@@ -38,6 +40,7 @@ def environment(
         "PATH": f"{folder}:{here.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin:{TOOLS}",
         "PYTHONPATH": str(checkout()),
         "IOLANE_LAB": "1",
+        **PATIENCE,
         "IOLANE_LAB_SHARE": SHARE,
         **(more or {}),
     }

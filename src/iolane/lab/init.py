@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from iolane.engines.qemu.initramfs import InitramfsContent
 
@@ -13,6 +15,8 @@ SHARE = "/lab/share"
 """Where the shared folder is in the lab."""
 TOOLS = "/lab/bin"
 """Where busybox and its applets are in the lab, for what this machine does not have installed."""
+PACKAGE = "/package"
+"""Where iolane itself is in the initramfs."""
 READY = "/lab/ready"
 """Made last: the root is complete."""
 
@@ -60,10 +64,16 @@ cp /bin/busybox .{TOOLS}/
 chroot . {TOOLS}/busybox --install -s {TOOLS}
 hostname lab
 ifconfig lo up
-touch .{READY}
 """
+"""Ends before `READY`, which `content` adds."""
 
 
-def content(more: Sequence[str] = ()) -> InitramfsContent:
-    """Of the lab's initramfs, with `more` modules."""
-    return InitramfsContent(modules=[*MODULES, *more], setup=SETUP)
+def content(package: Path, files: Mapping[str, Path], more: Sequence[str] = ()) -> InitramfsContent:
+    """Of the lab's initramfs: `files` are those of the Python package at `package`; `more` are modules."""
+    place = shlex.quote(f".{package}")
+    layer = f'mount -o bind {PACKAGE} {place} || fail "iolane itself cannot be mounted"\n'
+    return InitramfsContent(
+        modules=[*MODULES, *more],
+        files={f"{PACKAGE}/{name}": file for name, file in files.items()},
+        setup=f"{SETUP}{layer}touch .{READY}\n",
+    )

@@ -16,21 +16,24 @@ from iolane.engines.qemu.agent import CommandFailedError, CommandResult, OutputF
 from iolane.engines.qemu.cache import Cache, Report
 from iolane.engines.qemu.command_line import Accelerator
 from iolane.engines.qemu.console import Console
+from iolane.engines.qemu.initramfs import InitramfsContent
 from iolane.engines.qemu.kernel import Flavour, debian_kernel
 from iolane.engines.qemu.machine import MachineConfig, QemuMachine
 from iolane.engines.qemu.vmlinux import uncompressed
 from iolane.errors import IolaneError
 from iolane.lab import hardware, init
 from iolane.lab.disk import make_disk
-from iolane.lab.environment import command_line, environment
+from iolane.lab.environment import checkout, command_line, environment
 from iolane.lab.fault_trace import EVENTS, TraceRecord, parse_trace
 from iolane.lab.hardware import DEFAULT_DEVICES, Iommu, Kind, LabDevice, PlacedDevice
+from iolane.lab.package import package_files
 from iolane.model.pci.pcie_id import PcieId
 from iolane.operations.interruption import INTERRUPTION
 
 BOOT_SECONDS = 240.0
 """The longest a boot may take: the machine may be busy."""
 SMALLEST_MIB = 512
+LOG_LINES = 15
 LARGEST_TRACE = 64 << 20
 
 
@@ -39,7 +42,7 @@ class LabError(IolaneError):
 
 
 class LabCommandError(CommandFailedError):
-    """A command in the lab failed. The message ends with what the lab's kernel said meanwhile."""
+    """A command in the lab failed. The message ends with the last lines of the lab's kernel log."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,10 @@ def check_config(config: LabConfig) -> None:
 
 @dataclass(frozen=True)
 class LabResult(CommandResult):
-    """How a command in the lab ended, what it wrote, and what the lab's kernel said meanwhile."""
+    """How a command in the lab ended, what it wrote, and of one that failed what the lab's kernel had said."""
 
     kernel: str = ""
-    """What the console showed while the command ran, or its end when that was nothing."""
+    """The last lines of the kernel's log when the command failed; of one that did not, nothing."""
 
     def check(self) -> LabResult:
         """Itself, or `LabCommandError` when the exit code is not 0."""
@@ -171,11 +174,9 @@ class Lab:
 
         After `timeout` seconds it is killed with all its children. `on_output` gets the output as it comes.
         `variables` are added to its environment."""
-        console = self.console
-        before = len(console.text())
         text = command_line(command, self._folder(), environment(more=variables))
         result = self.machine.run(text, stdin=stdin, timeout=timeout, merge=merge, on_output=on_output)
-        said = console.text()[before:].strip()
+        failed = result.exit_code != 0 or result.timed_out
         shown = command if isinstance(command, str) else " ".join(command)
         return LabResult(
             shown,
@@ -184,7 +185,7 @@ class Lab:
             result.stderr,
             result.timed_out,
             result.seconds,
-            said[-4000:] or console.tail(8),
+            self._kernel_log() if failed else "",
         )
 
     def check(self, command: str | Sequence[str], *, timeout: float = 120.0, stdin: bytes = b"") -> str:
@@ -222,6 +223,13 @@ class Lab:
         return self._disks[identity]
 
     # -- inside -------------------------------------------------------------------------------------------
+
+    def _kernel_log(self) -> str:
+        """Asked of the kernel, because its console lags behind the agent; the console's when it is dead."""
+        try:
+            return self.machine.run(f"{init.TOOLS}/dmesg | tail -n {LOG_LINES}", timeout=20.0).output.strip()
+        except IolaneError:
+            return self.console.tail(LOG_LINES)
 
     def _folder(self) -> str:
         return str((self.config.folder or Path.cwd()).absolute())
@@ -273,7 +281,7 @@ class Lab:
             memory_mib=config.memory_mib,
             cpus=config.cpus,
             kernel=uncompressed(debian_kernel(Flavour.GENERIC, self._cache), self._cache),
-            content=init.content(config.modules),
+            content=self._initramfs(),
             append=" ".join([*hardware.kernel_parameters(config.iommu), config.append]),
             board=hardware.board(config.iommu),
             ports=0,
@@ -288,6 +296,10 @@ class Lab:
                 *config.extra_arguments,
             ],
         )
+
+    def _initramfs(self) -> InitramfsContent:
+        package = (checkout() / "iolane").resolve()
+        return init.content(package, package_files(package, self._cache), self.config.modules)
 
     def _check_root(self) -> None:
         """The set-up script has its own words for what went wrong; they are on the console."""

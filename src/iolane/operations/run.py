@@ -26,6 +26,7 @@ from iolane.engines.qemu.passt import obtain_passt
 from iolane.engines.qemu.probe import choose_accelerator
 from iolane.engines.qemu.provision import Qemu, obtain_qemu
 from iolane.engines.qemu.vhost_user import VhostUserDevice
+from iolane.engines.qemu.vmlinux import uncompressed
 from iolane.errors import IolaneError
 from iolane.operations.passthrough import PassedFunctions, PassRequest
 from iolane.operations.serving import DeviceServers, Endpoint, images_in_use
@@ -291,7 +292,7 @@ def _bootable(device: MachineDevice, boot: str | None) -> MachineDevice:
 def _kernel(request: RunRequest, cache: Cache) -> GuestKernel:
     if _is_path(request.kernel):
         return own_kernel(Path(request.kernel), request.kernel_modules)
-    return debian_kernel(request.kernel, cache)
+    return uncompressed(debian_kernel(request.kernel, cache), cache)
 
 
 def _content(

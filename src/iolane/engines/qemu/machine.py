@@ -26,9 +26,12 @@ from iolane.engines.qemu.provision import Qemu, obtain_qemu
 from iolane.engines.qemu.qmp import Qmp, QmpLostError
 from iolane.engines.qemu.slots import DeadServer, Slots
 from iolane.engines.qemu.vfio import VfioPciDevice, refuse_discarding, refuse_without_locked_memory
+from iolane.engines.qemu.vmlinux import uncompressed
 from iolane.errors import IolaneError
 
 LOGS_KEPT = 20
+BOOT_TIMEOUT = 120.0
+BOOT_TIMEOUT_VARIABLE = "IOLANE_BOOT_TIMEOUT"
 _TELLING = r"Kernel panic|Oops|BUG:|general protection fault|Initramfs unpacking failed"
 _numbers = itertools.count(1)
 
@@ -71,7 +74,8 @@ class MachineConfig:
     """Kernel parameters for a quick boot."""
     reboot_stops: bool = True
     """A guest that restarts by itself (a panic does) ends the machine. `reset` works either way."""
-    boot_timeout: float = 120.0
+    boot_timeout: float | None = None
+    """Seconds; by default what IOLANE_BOOT_TIMEOUT says, else 120."""
     console_log: Path | None = None
     qemu: Qemu | None = None
     extra_arguments: Sequence[str] = ()
@@ -159,7 +163,7 @@ class QemuMachine:
 
     def wait_agent(self, timeout: float | None = None) -> None:
         """Waits for the guest agent (after start with `paused`, for instance)."""
-        limit = self.config.boot_timeout if timeout is None else timeout
+        limit = timeout or self.config.boot_timeout or _boot_timeout()
         started = time.monotonic()
         try:
             self._guest_agent().wait_hello(limit)
@@ -316,7 +320,7 @@ class QemuMachine:
     def _kernel(self) -> GuestKernel | None:
         kernel = self.config.kernel
         if isinstance(kernel, Flavour):
-            return debian_kernel(kernel, self._cache)
+            return uncompressed(debian_kernel(kernel, self._cache), self._cache)
         return own_kernel(kernel) if isinstance(kernel, Path) else kernel
 
     def _log_path(self) -> Path:
@@ -393,6 +397,14 @@ class QemuMachine:
         parts.append(f"the console ended with: {last}" if tail else "the console is empty")
         remedy = f"the whole console is in {now.console.log}"
         return MachineError("; ".join(parts), remedy=remedy, console=tail)
+
+
+def _boot_timeout() -> float:
+    given = os.environ.get(BOOT_TIMEOUT_VARIABLE)
+    try:
+        return BOOT_TIMEOUT if given is None else float(given)
+    except ValueError:
+        raise IolaneError(f"{BOOT_TIMEOUT_VARIABLE}={given} is no number of seconds") from None
 
 
 def _shortened(text: str) -> str:

@@ -21,6 +21,9 @@ from iolane.errors import IolaneError
 CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[0-~])?|[\x00-\x08\x0b-\x1f\x7f]")
 """Escape sequences and control characters, which a console is full of and a message is not."""
 
+ACCELERATOR_VARIABLE = "IOLANE_ACCEL"
+"""What runs guests where no command says it; then nothing is tried."""
+
 TRY_SECONDS = 12.0
 TRY_SECONDS_WITHOUT_EXTENSIONS = 4.0
 """Without VT-x or SVM in sight KVM is some emulation: it has to be quick to be worth it."""
@@ -34,7 +37,12 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def choose_accelerator(qemu: Qemu, cache: Cache, device: Path = Path("/dev/kvm")) -> tuple[Accelerator, str]:
-    """KVM if Linux comes up with it, else TCG; and why. A trial is made once per boot of this host."""
+    """What IOLANE_ACCEL says; else KVM if Linux comes up with it, else TCG; and why. A trial is made once per
+    boot of this host."""
+    if chosen := os.environ.get(ACCELERATOR_VARIABLE):
+        if chosen not in tuple(Accelerator):
+            raise IolaneError(f"{ACCELERATOR_VARIABLE}={chosen} is no accelerator", remedy="kvm or tcg")
+        return Accelerator(chosen), f"{ACCELERATOR_VARIABLE} says so"
     if not device.exists():
         return Accelerator.TCG, f"there is no {device}"
     if not os.access(device, os.R_OK | os.W_OK):
