@@ -79,7 +79,7 @@ def check_config(config: LabConfig) -> None:
 
 @dataclass(frozen=True)
 class LabResult(CommandResult):
-    """How a command in the lab ended, what it wrote, and of one that failed what the lab's kernel had said."""
+    """How a command in the lab ended and what it wrote; of one that failed, what the kernel had said."""
 
     kernel: str = ""
     """The last lines of the kernel's log when the command failed; of one that did not, nothing."""
