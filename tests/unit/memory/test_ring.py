@@ -212,7 +212,7 @@ def test_unusual_requests(
 def test_without_a_path_everything_is(image: Path) -> None:
     with RingRig(None) as rig:
         heads = [rig.send(IN, 0, 512) for _ in range(5)]
-        rig.wait(30)
+        rig.wait(5)
         assert rig.events == [(CHAIN, head) for head in heads]
 
 
