@@ -65,6 +65,7 @@ cdef enum:
     POLL_LONGEST = 200000  # ns; a processor that sleeps may need 50 us to wake the driver, and as long to wake us
     POLL_LONGEST_FLYING = 50000  # while the kernel transfers, and tells when it has
     POLL_SHORTEST = 1000
+    POLL_MS = 1  # how often a ring without a kick descriptor is looked at
     ALONE = 16  # so many requests in a row came by themselves: the next will
 
 cdef enum:
@@ -96,7 +97,7 @@ cdef class CompiledQueue:
         regions: guest memory, that of the rings included.
         event_idx, indirect: VIRTIO_F_EVENT_IDX and VIRTIO_F_INDIRECT_DESC were negotiated.
         last_available, used_index: where to go on.
-        kick, call: eventfds or pipes, non-blocking; -1 for none.
+        kick, call: eventfds or pipes, non-blocking; -1 for none: without a kick the rings are polled.
         path: block requests; None: every chain goes to Python.
         log: (address, size in bytes, guest address of the used ring) of the dirty log.
         log_signal: eventfd that is signalled after marks, once a batch; -1 for none.
@@ -461,7 +462,7 @@ cdef class CompiledQueue:
         entries[1] = pollfd(-1 if deaf else self.kick, POLLIN, 0)
         entries[2] = pollfd(self.uring.fd if self.under_way else -1, POLLIN, 0)
         before = now_ns()
-        poll(entries, 3, 0 if self.finished_count else -1)
+        poll(entries, 3, 0 if self.finished_count else POLL_MS if self.kick < 0 and not deaf else -1)
         ring_store32(&self.sleeping, 0)
         self._adapt(now_ns() - before)
         if entries[0].revents:
