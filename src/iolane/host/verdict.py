@@ -139,6 +139,9 @@ class Survey:
         if function.is_bridge:
             yield Reason("bridge", Severity.IMPOSSIBLE, "it is a bridge or port", "pass what is behind it")
             return
+        if function.class_code >> 8 == _IOMMU:
+            yield Reason("iommu", Severity.IMPOSSIBLE, "it is the IOMMU itself")
+            return
         yield from _of_kind(function)
         yield from self._of_iommu(function)
         yield from self._of_group(function, together)
@@ -226,8 +229,6 @@ def _of_kind(function: HostFunction) -> Iterator[Reason]:
             "it does not answer: its config space reads as all ones",
             "it may be gone, without power or broken; see dmesg",
         )
-    elif function.class_code >> 8 == _IOMMU:
-        yield Reason("iommu", Severity.IMPOSSIBLE, "it is the IOMMU itself")
     elif function.base_class == _BRIDGE or function.base_class == _BASE_PERIPHERAL:
         yield Reason(
             "platform",

@@ -127,12 +127,15 @@ def test_each_host_can_be_reported(name: str, tmp_path: Path) -> None:
         found.verdict(PcieId(0, 0xFF, 0, 0))
 
 
-def test_the_lab(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "kind"), [("lab_vtd", "VT-d"), ("lab_amd", "AMD-Vi")])
+def test_the_lab(name: str, kind: str, tmp_path: Path) -> None:
     """Recorded in it: the chipset's functions share a group, but had no drivers."""
-    lab = survey("lab_vtd", tmp_path)
-    assert (lab.iommu.kind, lab.iommu.interrupt_remapping) == ("VT-d", True)
+    lab = survey(name, tmp_path)
+    assert (lab.iommu.kind, lab.iommu.interrupt_remapping) == (kind, True)
+    itself = {"00:01.0": "no: iommu"} if kind == "AMD-Vi" else {}  # AMD's is a PCI function too
     assert verdicts(lab) == {
         "00:00.0": "force: platform no-reset",
+        **itself,
         **{f"00:{each}": "force: no-reset" for each in ("02.0", "03.0", "08.0", "1f.2", "1f.3")},
         "00:1f.0": "force: platform no-reset",
         **{f"0{bus}:00.0": "yes" for bus in (1, 2, 3)},
