@@ -192,7 +192,10 @@ def test_a_dash_stands_for_an_underscore(file: Path) -> None:
         ("missing.py:Adder", "missing.py: no such file"),
         ("/tmp:Adder", "/tmp is a folder, not a Python file"),
         ("nvmee", "no device is called 'nvmee' (did you mean nvme?)"),
-        ("printer", "no device is called 'printer' (known: block, console, edu, net, nvme, rng, serial, sriov)"),
+        (
+            "printer",
+            "no device is called 'printer' (known: block, console, edu, net, nvme, rng, serial, sriov)",
+        ),
         ("no.such.module:X", "device 'no.such.module:X': No module named 'no'"),
         ("os.path:join", "os.path: join is not a class"),
         ("a b:X", "'a b:X' is neither a device's name nor file.py:Class nor module:Class"),
