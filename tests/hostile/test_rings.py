@@ -163,7 +163,7 @@ def test_300_000_rings(memory_folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(7200)  # against a hang, too: it takes about 8 minutes of two processors' time
+@pytest.mark.timeout(7200)  # against a hang, too: about 20 minutes of two processors' time
 def test_3_000_000_rings(memory_folder: Path) -> None:
     campaign(memory_folder, 3_000_000)
 
