@@ -5,6 +5,7 @@ CHAIN: int
 BAD_INDEX: int
 HEAD_IN_FLIGHT: int
 BROKEN_MEMORY: int
+TURN: int
 
 @final
 class RegionTable:
@@ -29,6 +30,33 @@ class BlockPath:
     def become(self, other: BlockPath) -> None: ...
 
 @final
+class NetPort:
+    kind: int
+    admitted: bool
+    arrival: int
+    room: int
+    packets_read: int
+    packets_written: int
+    def __init__(self, kind: int, *, fd: int = -1, length: int = 0) -> None: ...
+    def put_back(self, packet: bytes) -> None: ...
+    def take_back(self) -> bytes | None: ...
+    def receive(self) -> bytes | None: ...
+    def send(self, packet: bytes) -> int: ...
+    def disconnect(self) -> None: ...
+
+@final
+class NetPath:
+    port: NetPort
+    receives: bool
+    open: bool
+    packets: int
+    bytes: int
+    def __init__(self, port: NetPort, *, receives: bool) -> None: ...
+    def agree(
+        self, *, offloads: int, longest: int = 65589, mergeable: bool = False, checksums: bool = False
+    ) -> None: ...
+
+@final
 class CompiledQueue:
     last_available: int
     used_index: int
@@ -41,6 +69,7 @@ class CompiledQueue:
     suppressed: int
     batches: int
     broken: bool
+    by_turns: bool
     def __init__(
         self,
         *,
@@ -55,7 +84,7 @@ class CompiledQueue:
         used_index: int,
         kick: int,
         call: int,
-        path: BlockPath | None = None,
+        path: BlockPath | NetPath | None = None,
         log: tuple[int, int, int] | None = None,
         log_signal: int = -1,
         inflight: int = 0,
@@ -68,6 +97,8 @@ class CompiledQueue:
     def stop(self) -> None: ...
     def complete(self, head: int, written: int) -> None: ...
     def adopt(self, head: int) -> None: ...
+    def take(self, head: int) -> None: ...
     def untake(self, head: int) -> None: ...
+    def wait(self, seen: int) -> None: ...
     def settle(self) -> None: ...
     def set_wires(self, kick: int, call: int) -> None: ...

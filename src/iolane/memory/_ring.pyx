@@ -1,12 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The compiled data plane: a split virtqueue served by a thread without the GIL (architecture, rule 6).
 
-`CompiledQueue.run` takes chains, does plain block reads and writes itself and hands every other chain, and everything
-that looks wrong, to Python: `iolane.model.virtio.split_ring` is its oracle. Whatever the driver wrote is copied
-before it is checked, and checked before it is used.
+`CompiledQueue.run` takes chains, does plain block reads and writes and plain packets itself and leaves everything
+else, and everything that looks wrong, to Python: `iolane.model.virtio.split_ring` is its oracle. Whatever the driver
+wrote is copied before it is checked, and checked before it is used.
 """
 
-from libc.errno cimport EINTR, ENOMEM, errno
+from libc.errno cimport EAGAIN, EFAULT, EINTR, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
@@ -20,6 +20,8 @@ cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
         void *iov_base
         size_t iov_len
+    ssize_t readv(int fd, iovec *vectors, int count)
+    ssize_t writev(int fd, iovec *vectors, int count)
     ssize_t preadv2(int fd, iovec *vectors, int count, int64_t offset, int flags)
     ssize_t pwritev(int fd, iovec *vectors, int count, int64_t offset)
     int RWF_NOWAIT
@@ -39,6 +41,7 @@ cdef extern from "<poll.h>" nogil:
         short events
         short revents
     int POLLIN
+    int POLLOUT
     int poll(pollfd *entries, unsigned long count, int timeout)
 
 cdef extern from "<unistd.h>" nogil:
@@ -73,11 +76,20 @@ cdef enum:
     E_BAD_INDEX = 1
     E_HEAD_IN_FLIGHT = 2
     E_BROKEN_MEMORY = 3
+    E_TURN = 4
+
+cdef enum:  # why packets rest
+    REST_NOT = 0
+    REST_CHAINS = 1  # until the driver offers more than were seen
+    REST_NETWORK = 2
 
 CHAIN, BAD_INDEX, HEAD_IN_FLIGHT, BROKEN_MEMORY = E_CHAIN, E_BAD_INDEX, E_HEAD_IN_FLIGHT, E_BROKEN_MEMORY
+TURN = E_TURN
 
 include "_regions.pxi"
 include "_block.pxi"
+include "_port.pxi"
+include "_net.pxi"
 include "_uring.pxi"
 
 
@@ -98,7 +110,7 @@ cdef class CompiledQueue:
         event_idx, indirect: VIRTIO_F_EVENT_IDX and VIRTIO_F_INDIRECT_DESC were negotiated.
         last_available, used_index: where to go on.
         kick, call: eventfds or pipes, non-blocking; -1 for none: without a kick the rings are polled.
-        path: block requests; None: every chain goes to Python.
+        path: what compiled code may do: block requests, or packets; None: every chain goes to Python.
         log: (address, size in bytes, guest address of the used ring) of the dirty log.
         log_signal: eventfd that is signalled after marks, once a batch; -1 for none.
         inflight: address of the queue's part of the in-flight area, or 0.
@@ -113,6 +125,7 @@ cdef class CompiledQueue:
     cdef bint event_idx, indirect
     cdef RegionTable table
     cdef BlockPath path
+    cdef NetPath net
     cdef int call, kick, wake
     cdef uint8_t *log
     cdef uint64_t log_size, log_used
@@ -139,6 +152,9 @@ cdef class CompiledQueue:
     cdef uint32_t under_way, alone
     cdef uint64_t poll_ns, poll_longest
     cdef bint draining
+    cdef uint16_t top  # of packets: the available index as it was seen last
+    cdef int rest
+    cdef public bint by_turns  # Python has chains of an earlier life that come first: each packet is its
     cdef Region near, far
     cdef readonly uint64_t requests, bytes_read, bytes_written, slow, kicks, interrupts, suppressed, batches
     cdef readonly bint broken
@@ -146,7 +162,7 @@ cdef class CompiledQueue:
     def __cinit__(
         self, *, int size, size_t descriptors, size_t available, size_t used, RegionTable regions not None,
         bint event_idx, bint indirect, uint16_t last_available, uint16_t used_index, int kick, int call,
-        BlockPath path=None, log=None, int log_signal=-1, size_t inflight=0, uint64_t poll_ns=POLL_LONGEST, keep=None,
+        object path=None, log=None, int log_signal=-1, size_t inflight=0, uint64_t poll_ns=POLL_LONGEST, keep=None,
     ):
         cdef uint16_t index
         if size <= 0 or size > LARGEST_QUEUE or size & (size - 1):
@@ -158,8 +174,11 @@ cdef class CompiledQueue:
         self.descriptors = <const Descriptor *>descriptors
         self.available = <uint16_t *>available
         self.used = <uint8_t *>used
-        self.event_idx, self.indirect, self.table, self.path = event_idx, indirect, regions, path
+        self.event_idx, self.indirect, self.table = event_idx, indirect, regions
+        self.path = None if isinstance(path, NetPath) else path
+        self.net = path if isinstance(path, NetPath) else None
         self.last_available, self.used_index, self.published = last_available, used_index, used_index
+        self.top = last_available
         self.kick, self.call, self.keep = kick, call, keep
         self.poll_longest, self.poll_ns = poll_ns, min(poll_ns, POLL_SHORTEST)
         if log is not None:
@@ -214,10 +233,12 @@ cdef class CompiledQueue:
         """Serve the queue until `stop`. `slow(event, head)` is called with the GIL for what Python must do.
 
         It gives chains back with `complete`, at once or later, and returns False when the queue is of no use any more.
+        TURN asks for the next packet, however it lies: Python takes chains with `take` then.
         """
         cdef int event
         cdef uint16_t head = 0
         self._open_uring()
+        self.rest = REST_NOT
         while True:
             with nogil:
                 event = self._serve(&head)
@@ -266,14 +287,34 @@ cdef class CompiledQueue:
             raise ValueError(f"chain {head} is taken")
         self.taken[head] = TAKEN
 
+    def take(self, unsigned int head):
+        """Python takes the next available chain, which starts at `head`. While `slow` does a turn."""
+        if head >= self.size:
+            raise ValueError(f"there is no chain {head}")
+        self.taken[head] = TAKEN
+        self.last_available += 1
+        self.top = self.last_available
+        self._note_taken(<uint16_t>head)
+
     def untake(self, unsigned int head):
-        """The chain that was taken last is available again. While `slow` is called for it."""
+        """The chain that was taken last is available again."""
         if head >= self.size or self.taken[head] != TAKEN:
             raise ValueError(f"chain {head} is not taken")
         self.taken[head] = 0
         self.last_available -= 1
+        self.top = self.last_available
         if self.inflight != NULL:
             ring_store8(&self.inflight_table[head].inflight, 0)
+
+    def wait(self, uint16_t seen):
+        """Nothing could be done in this turn: not before the network is ready, or more is available than `seen`."""
+        if self.net is None:
+            raise ValueError("a queue without packets")
+        if self.net.receives:
+            self.rest = REST_CHAINS if self.net.port.unread_length else REST_NETWORK
+        else:
+            self.rest = REST_NETWORK if self.by_turns or seen != self.last_available else REST_CHAINS
+        self.top = seen if <uint16_t>(seen - self.last_available) <= self.size else self.last_available
 
     def settle(self):
         """After `run` has returned: make visible what was completed since."""
@@ -321,21 +362,27 @@ cdef class CompiledQueue:
                 return event
             if (self.stopping or self.draining) and not self.under_way:
                 if not self.broken:
-                    self._ask_for_kicks(True)  # whoever serves the ring next may not look before a kick
+                    ask_for_kicks(self, True)  # whoever serves the ring next may not look before a kick
                 return -1
             if idle_since == 0:
                 idle_since = now_ns()
-            elif now_ns() - idle_since >= self._patience() or self.stopping or self.broken:
-                self._sleep()
+            elif self._has_looked_enough(idle_since):
+                sleep(self)
                 idle_since = 0
                 continue
             ring_relax()
+
+    cdef bint _has_looked_enough(self, uint64_t since) noexcept nogil:
+        """Only the rings can be looked at for nothing; asking the network is a system call."""
+        return now_ns() - since >= self._patience() or self.stopping or self.broken or self.rest == REST_NETWORK
 
     cdef int _take_batch(self, uint16_t *head) noexcept nogil:
         cdef uint16_t top, waiting, position
         cdef int done = 0
         if self.stopping or self.broken:
             return -1
+        if self.net is not None:
+            return pass_packets(self)
         top = ring_load16(self.available + 1)
         waiting = <uint16_t>(top - self.last_available)
         if waiting > self.size:
@@ -361,6 +408,13 @@ cdef class CompiledQueue:
             self.inflight_table[head].counter = self.inflight_counter
             self.inflight_counter += 1
             ring_store8(&self.inflight_table[head].inflight, 1)
+
+    cdef uint64_t _patience(self) noexcept nogil:
+        """How long to look before sleeping."""
+        return min(self.poll_ns, <uint64_t>POLL_LONGEST_FLYING) if self.under_way else self.poll_ns
+
+    cdef bint _full(self) noexcept nogil:
+        return self.uring.open and self.free_count == 0
 
     # The used ring.
 
@@ -429,65 +483,7 @@ cdef class CompiledQueue:
             write(self.log_signal, &one, 8)
         self.marked = False
 
-    # Waiting.
-
-    cdef void _ask_for_kicks(self, bint wanted) noexcept nogil:
-        cdef size_t place = 0
-        if not self.event_idx:
-            ring_store16(self.used, 0 if wanted else NO_NOTIFY)
-        elif wanted:
-            place = 4 + 8 * <size_t>self.size
-            ring_store16(self.used + place, self.last_available)
-        else:
-            return  # the event index that is left behind says so by itself
-        if self.log != NULL:
-            self._mark(self.log_used + place, 2)
-            self._tell_marks()
-        ring_fence()
-
-    cdef void _sleep(self) noexcept nogil:
-        """Wait for a kick, Python or the kernel."""
-        cdef pollfd entries[3]
-        cdef uint64_t before
-        cdef uint8_t drain[512]
-        cdef bint deaf = self.broken or self.stopping
-        if not deaf:
-            self._ask_for_kicks(True)
-            if ring_load16(self.available + 1) != self.last_available and not self._full():
-                self._ask_for_kicks(False)
-                return
-        ring_store32(&self.sleeping, 1)
-        ring_fence()
-        entries[0] = pollfd(self.wake, POLLIN, 0)
-        entries[1] = pollfd(-1 if deaf else self.kick, POLLIN, 0)
-        entries[2] = pollfd(self.uring.fd if self.under_way else -1, POLLIN, 0)
-        before = now_ns()
-        poll(entries, 3, 0 if self.finished_count else POLL_MS if self.kick < 0 and not deaf else -1)
-        ring_store32(&self.sleeping, 0)
-        self._adapt(now_ns() - before)
-        if entries[0].revents:
-            read(self.wake, drain, 8)
-        if entries[1].revents & POLLIN:
-            read(self.kick, drain, sizeof(drain))
-            self.kicks += 1
-        elif entries[1].revents:
-            self.kick = -1  # a pipe without a writer would be ready for ever
-        if not deaf:
-            self._ask_for_kicks(False)
-
-    cdef uint64_t _patience(self) noexcept nogil:
-        """How long to look before sleeping."""
-        return min(self.poll_ns, <uint64_t>POLL_LONGEST_FLYING) if self.under_way else self.poll_ns
-
-    cdef bint _full(self) noexcept nogil:
-        return self.uring.open and self.free_count == 0
-
-    cdef void _adapt(self, uint64_t slept) noexcept nogil:
-        """Look longer for new chains where that would have spared a sleep, and shorter where it would not."""
-        if slept < self.poll_longest:
-            self.poll_ns = min(self.poll_longest, max(<uint64_t>POLL_SHORTEST, 2 * self.poll_ns))
-        else:
-            self.poll_ns = self.poll_ns // 2
-
-
+include "_chain.pxi"
+include "_waiting.pxi"
 include "_transfer.pxi"
+include "_packets.pxi"

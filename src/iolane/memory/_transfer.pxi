@@ -1,53 +1,14 @@
 # What `CompiledQueue` does with a chain: plain block reads and writes (virtio 1.3, 2.7.4 and 5.2.6).
 
 
-cdef bint block_gather(CompiledQueue queue, uint16_t head, Pieces *pieces) noexcept nogil:
-    """The chain as memory of this process. False: it is wrong or unusual, which Python finds out."""
-    cdef const Descriptor *table = queue.descriptors
-    cdef Descriptor one = read_descriptor(table + head)
-    cdef uint32_t limit = queue.size
-    cdef int count = 0
-    cdef uint8_t *place
-    cdef bint write
-    pieces.readable = 0
-    if one.flags & F_INDIRECT:
-        if not queue.indirect or one.flags & F_NEXT or one.length % sizeof(Descriptor) or one.length == 0:
-            return False
-        if one.length > LARGEST_CHAIN * sizeof(Descriptor):
-            return False
-        table = <const Descriptor *>queue.table.translate(one.address, one.length, False, &queue.near)
-        limit = one.length // sizeof(Descriptor)
-        if table == NULL:
-            return False
-        one = read_descriptor(table)
-    while count < LARGEST_CHAIN:
-        write = (one.flags & F_WRITE) != 0
-        if one.flags & F_INDIRECT or (not write and pieces.readable != count) or one.length == 0:
-            return False
-        place = queue.table.translate(one.address, one.length, write, &queue.near if one.length <= 16 else &queue.far)
-        if place == NULL:
-            return False
-        pieces.vectors[count] = iovec(place, one.length)
-        pieces.addresses[count] = one.address
-        count += 1
-        if not write:
-            pieces.readable = count
-        if not one.flags & F_NEXT:
-            pieces.count = count
-            return True
-        if one.next >= limit or <uint32_t>count >= limit:
-            return False
-        one = read_descriptor(table + one.next)
-    return False
-
-
 cdef bint block_start(CompiledQueue queue, uint16_t head) noexcept nogil:
     """Do or start a plain read or write. False: it is something else."""
     cdef Pieces pieces
     cdef int index
     cdef uint32_t kind
     cdef uint64_t sector, total = 0
-    if not block_gather(queue, head, &pieces) or pieces.count < 3:
+    pieces.count = pieces.readable = 0
+    if not gather(queue, head, &pieces) or pieces.count < 3:
         return False
     if pieces.vectors[0].iov_len != 16 or pieces.vectors[pieces.count - 1].iov_len != 1 or not pieces.readable:
         return False

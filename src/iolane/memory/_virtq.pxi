@@ -9,6 +9,7 @@ cdef extern from *:
     #define ring_store16(p, v) __atomic_store_n((uint16_t *)(p), (uint16_t)(v), __ATOMIC_RELEASE)
     #define ring_load32(p) __atomic_load_n((const uint32_t *)(p), __ATOMIC_ACQUIRE)
     #define ring_store32(p, v) __atomic_store_n((uint32_t *)(p), (uint32_t)(v), __ATOMIC_RELEASE)
+    #define ring_read8(p) (void)__atomic_load_n((const uint8_t *)(p), __ATOMIC_RELAXED)
     #define ring_read16(p) __atomic_load_n((const uint16_t *)(p), __ATOMIC_RELAXED)
     #define ring_read32(p) __atomic_load_n((const uint32_t *)(p), __ATOMIC_RELAXED)
     #define ring_read64(p) __atomic_load_n((const uint64_t *)(p), __ATOMIC_RELAXED)
@@ -25,6 +26,7 @@ cdef extern from *:
     uint16_t ring_load16(const void *) nogil
     void ring_store16(void *, uint16_t) nogil
     uint32_t ring_load32(const void *) nogil
+    void ring_read8(const void *) nogil  # to have been there
     uint16_t ring_read16(const void *) nogil
     uint32_t ring_read32(const void *) nogil
     uint64_t ring_read64(const void *) nogil

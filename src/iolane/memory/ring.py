@@ -5,17 +5,27 @@ from iolane.memory._ring import (
     BROKEN_MEMORY,
     CHAIN,
     HEAD_IN_FLIGHT,
+    TURN,
     BlockPath,
     CompiledQueue,
+    NetPath,
+    NetPort,
     RegionTable,
 )
+
+CompiledPath = BlockPath | NetPath
+"""What compiled code may do of a queue by itself."""
 
 __all__ = [
     "BAD_INDEX",
     "BROKEN_MEMORY",
     "CHAIN",
     "HEAD_IN_FLIGHT",
+    "TURN",
     "BlockPath",
+    "CompiledPath",
     "CompiledQueue",
+    "NetPath",
+    "NetPort",
     "RegionTable",
 ]

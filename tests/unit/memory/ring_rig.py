@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from iolane.memory.mapping import Mapping
-from iolane.memory.ring import BlockPath, CompiledQueue, RegionTable
+from iolane.memory.ring import BlockPath, CompiledPath, CompiledQueue, RegionTable
 from iolane.testing.drivers.virtio import DriverMemory, DriverRing, Used
 
 START = 0x1000_0000
@@ -40,7 +40,7 @@ class RingRig:
 
     def __init__(
         self,
-        path: BlockPath | None,
+        path: CompiledPath | None,
         *,
         size: int = 16,
         index: int = 0,

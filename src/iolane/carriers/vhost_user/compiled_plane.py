@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from iolane.carriers.vhost_user.plane import PythonPlane
 from iolane.carriers.vhost_user.vring import Start, Vring
-from iolane.memory.ring import BlockPath
+from iolane.memory.ring import CompiledPath
 from iolane.model.virtio import VirtioDevice, Virtqueue
 from iolane.model.virtio.compiled_ring import CompiledRing, UnreachableRing, Wires
 from iolane.model.virtio.split_ring import Ring
@@ -46,7 +46,7 @@ class CompiledPlane(PythonPlane):
         return self._make_ring(queue, last, used, start)
 
     def _compile(
-        self, queue: Virtqueue, last: int, used: int | None, path: BlockPath, vring: Vring, start: Start
+        self, queue: Virtqueue, last: int, used: int | None, path: CompiledPath, vring: Vring, start: Start
     ) -> CompiledRing:
         log, log_signal, keep = None, -1, list[object]()
         if start.log is not None:

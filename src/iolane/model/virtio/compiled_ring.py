@@ -1,9 +1,10 @@
 """A queue on the compiled data plane: `CompiledQueue` serves it in a thread, what it leaves goes the
 readable way.
 
-The chains that the compiled code does not do itself (`SLOW`) are fetched by `SplitRing`, handled by the
-device under its lock and given back through the compiled ring, so that one writer alone touches the used
-ring.
+The chains that the compiled code does not do itself are fetched by `SplitRing`, handled by the device under
+its lock and given back through the compiled ring, so that one writer alone touches the used ring. Packets
+that it leaves stay where they are: in the device's turn `pop` and `unpop` work on the compiled ring as on
+the readable one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ import threading
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from iolane.memory.ring import BAD_INDEX, CHAIN, HEAD_IN_FLIGHT, BlockPath, CompiledQueue, RegionTable
+from iolane.memory.ring import (
+    BAD_INDEX,
+    CHAIN,
+    HEAD_IN_FLIGHT,
+    TURN,
+    CompiledPath,
+    CompiledQueue,
+    RegionTable,
+)
 from iolane.model.dma import DmaFault, DmaSpace, HostRegion
 from iolane.model.virtio.chain import Chain
 from iolane.model.virtio.device import VirtioDevice
@@ -60,13 +69,15 @@ class CompiledRing:
         queue: Virtqueue,
         last_available: int,
         used_index: int | None,
-        path: BlockPath | None,
+        path: CompiledPath | None,
         wires: Wires,
     ) -> None:
         self._device = device
         self._queue = queue
         self._oracle = make_split_ring(SplitRing, queue, last_available, used_index)
         self._handed: int | None = None
+        self._turn = False
+        self._adopted: set[int] = set()
         self._thread: threading.Thread | None = None
         self._running = False
         self._counted = False
@@ -98,6 +109,7 @@ class CompiledRing:
     def start(self) -> None:
         """Serve the queue in a thread of its own, until `pause`."""
         self._engine.rearm()
+        self._engine.by_turns = self._queue.repeats
         self._running = True
         name = f"{self._device.name} {self._queue.name}"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -105,6 +117,7 @@ class CompiledRing:
 
     def drain(self) -> None:
         """Serve what is available, in the caller's thread; instead of `start`."""
+        self._engine.by_turns = self._queue.repeats
         self._engine.drain(self._slow)
 
     def _run(self) -> None:
@@ -123,12 +136,26 @@ class CompiledRing:
             if queue.ring is not self or queue.rejection is not None:
                 return False
             with queue.batch():
-                if event != CHAIN:
+                if event == TURN:
+                    self._do_turn()
+                elif event == CHAIN:
+                    self._handed = head
+                    while (chain := queue.pop()) is not None:
+                        self._device.handle(queue, chain)
+                else:
                     raise BrokenRing(_EVENTS[event] if event in _EVENTS else self._lost())
-                self._handed = head
-                while (chain := queue.pop()) is not None:
-                    self._device.handle(queue, chain)
             return queue.rejection is None
+
+    def _do_turn(self) -> None:
+        """One packet, the readable way; an error in the device's code is no reason to try again at once."""
+        more, self._turn = False, True
+        try:
+            more = self._device.on_turn(self._queue)
+        finally:
+            self._turn = False
+            self._engine.by_turns = self._queue.repeats
+            if not more:
+                self._engine.wait(self._oracle.available_seen)
 
     def _lost(self) -> RingRejection:
         """Guest memory was cut away: the rings', or what chains name."""
@@ -197,7 +224,9 @@ class CompiledRing:
         return self._engine.used_index
 
     def pop(self) -> Chain | None:
-        """The chain that the compiled code hands over, if it is doing that."""
+        """The chain that the compiled code hands over, or in a turn the next one, if it is doing that."""
+        if self._turn:
+            return self._pop_in_turn()
         head, self._handed = self._handed, None
         if head is None:
             return None
@@ -219,13 +248,27 @@ class CompiledRing:
         except DmaFault:
             return False
 
+    def _pop_in_turn(self) -> Chain | None:
+        self._oracle.go_on(self._engine.last_available)
+        chain = self._oracle.pop()
+        if chain is not None:
+            self._engine.take(chain.head)
+        return chain
+
+    def unpop(self, head: int) -> None:
+        """In a turn: the chain that was taken last is available again."""
+        self._engine.untake(head)
+
     def fetch(self, head: int) -> Chain:
         """A chain that an earlier life of this device had taken, to be done again."""
-        self._engine.adopt(head)
+        if head not in self._adopted:
+            self._engine.adopt(head)
+            self._adopted.add(head)
         return self._oracle.fetch(head)
 
     def push(self, head: int, written: int) -> None:
         """Give a chain back; the compiled code writes the used ring, and interrupts."""
+        self._adopted.discard(head)
         self._engine.complete(head, min(written, 0xFFFF_FFFF))
 
     def publish(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from iolane.errors import IolaneError
-from iolane.memory.ring import BlockPath
+from iolane.memory.ring import CompiledPath
 from iolane.model.device import Device
 from iolane.model.registers import RegisterMap
 from iolane.model.reset import ResetKind
@@ -113,9 +113,13 @@ class VirtioDevice(Device):
         """Do what a chain asks for, and give it back by `queue.push`, now or when a task has ended."""
         raise NotImplementedError
 
-    def compiled_path(self, queue: Virtqueue) -> BlockPath | None:
+    def compiled_path(self, queue: Virtqueue) -> CompiledPath | None:
         """What compiled code may do of this queue by itself; None: everything is done the readable way."""
         return None
+
+    def on_turn(self, queue: Virtqueue) -> bool:
+        """Do, the readable way, the one packet that compiled code leaves. False: it has to wait."""
+        raise NotImplementedError
 
     def release(self) -> None:
         """Give back what the host lent (back ends); called once, at the very end."""

@@ -168,6 +168,11 @@ class Virtqueue:
             chain = ring.pop()
         return None if chain is None else self._take(chain)
 
+    @property
+    def repeats(self) -> bool:
+        """Whether chains of an earlier life come first."""
+        return bool(self._again)
+
     def _take(self, chain: Chain) -> Chain:
         if chain.head in self.in_flight:
             raise BrokenRing(RingRejection.HEAD_IN_FLIGHT)
@@ -179,7 +184,7 @@ class Virtqueue:
     def unpop(self, chains: Sequence[Chain]) -> None:
         """The latest `chains` that were taken, in order, are available again: there is no use for them yet.
 
-        On the readable data plane. The driver kicks for the next chain behind them.
+        The driver kicks for the next chain behind them.
         """
         for chain in reversed(chains):
             if self.in_flight.get(chain.head) is not chain:
@@ -191,7 +196,7 @@ class Virtqueue:
                 self._repeated.discard(chain.head)
                 self._again.insert(0, chain.head)
             else:
-                assert isinstance(self.ring, SplitRing)
+                assert self.ring is not None
                 self.ring.unpop(chain.head)
 
     def push(self, chain: Chain, written: int = 0) -> None:

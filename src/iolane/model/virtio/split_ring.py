@@ -44,6 +44,7 @@ class Ring(Protocol):
     def counts(self) -> Mapping[str, int]: ...
 
     def pop(self) -> Chain | None: ...
+    def unpop(self, head: int) -> None: ...
     def fetch(self, head: int) -> Chain: ...
     def push(self, head: int, written: int) -> None: ...
     def publish(self) -> None: ...
@@ -165,6 +166,15 @@ class SplitRing:
     def unpop(self, head: int) -> None:
         """The chain that was taken last is available again, as if it had not been taken."""
         self.last_available = (self.last_available - 1) & 0xFFFF
+
+    def go_on(self, last_available: int) -> None:
+        """Compiled code took chains; the next `pop` looks at what is available now."""
+        self.last_available = self._available_seen = last_available
+
+    @property
+    def available_seen(self) -> int:
+        """The available ring's index as it was seen last."""
+        return self._available_seen
 
     # Descriptors (2.7.5).
 

@@ -1,0 +1,74 @@
+# How a queue waits: asking the driver for kicks (virtio 1.3, 2.7.10), and sleeping.
+
+
+cdef void ask_for_kicks(CompiledQueue queue, bint wanted) noexcept nogil:
+    cdef size_t place = 0
+    if not queue.event_idx:
+        ring_store16(queue.used, 0 if wanted else NO_NOTIFY)
+    elif wanted:
+        place = 4 + 8 * <size_t>queue.size
+        ring_store16(queue.used + place, queue.top if queue.net is not None else queue.last_available)
+    else:
+        return  # the event index that is left behind says so by itself
+    if queue.log != NULL:
+        queue._mark(queue.log_used + place, 2)
+        queue._tell_marks()
+    ring_fence()
+
+
+cdef bint nothing_to_sleep_for(CompiledQueue queue) noexcept nogil:
+    """Whether chains came, or a packet, while we made ready to sleep. Else kicks are asked for, if they are of use."""
+    if queue.rest == REST_NETWORK:
+        return False
+    ask_for_kicks(queue, True)
+    if queue.net is not None:
+        if ring_load16(queue.available + 1) == queue.top:
+            return False
+    elif ring_load16(queue.available + 1) == queue.last_available or queue._full():
+        return False
+    ask_for_kicks(queue, False)
+    return True
+
+
+cdef void sleep(CompiledQueue queue) noexcept nogil:
+    """Wait for a kick, Python, the network or the kernel."""
+    cdef pollfd entries[4]
+    cdef uint64_t before
+    cdef uint8_t drain[512]
+    cdef bint deaf = queue.broken or queue.stopping
+    if not deaf and nothing_to_sleep_for(queue):
+        return
+    entries[3] = pollfd(-1, 0, 0)
+    if not deaf and queue.rest == REST_NETWORK:
+        if not queue.net.port.make_ready_to_wait(queue.net.receives, &entries[3]):
+            queue.rest = REST_NOT
+            return
+    ring_store32(&queue.sleeping, 1)
+    ring_fence()
+    entries[0] = pollfd(queue.wake, POLLIN, 0)
+    entries[1] = pollfd(-1 if deaf else queue.kick, POLLIN, 0)
+    entries[2] = pollfd(queue.uring.fd if queue.under_way else -1, POLLIN, 0)
+    before = now_ns()
+    poll(entries, 4, 0 if queue.finished_count else POLL_MS if queue.kick < 0 and not deaf else -1)
+    ring_store32(&queue.sleeping, 0)
+    adapt(queue, now_ns() - before)
+    if entries[0].revents:
+        read(queue.wake, drain, 8)
+    if entries[1].revents & POLLIN:
+        read(queue.kick, drain, sizeof(drain))
+        queue.kicks += 1
+    elif entries[1].revents:
+        queue.kick = -1  # a pipe without a writer would be ready for ever
+    if entries[3].revents:
+        queue.net.port.has_woken(queue.net.receives)
+        queue.rest = REST_NOT
+    if not deaf:
+        ask_for_kicks(queue, False)
+
+
+cdef void adapt(CompiledQueue queue, uint64_t slept) noexcept nogil:
+    """Look longer for new chains where that would have spared a sleep, and shorter where it would not."""
+    if slept < queue.poll_longest:
+        queue.poll_ns = min(queue.poll_longest, max(<uint64_t>POLL_SHORTEST, 2 * queue.poll_ns))
+    else:
+        queue.poll_ns = queue.poll_ns // 2
