@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+from iolane.memory.ring import NetPort
 from iolane.uapi.tun import Offload
 from iolane.uapi.virtio_net import HEADER
 
@@ -38,13 +39,17 @@ class NetBackend(ABC):
         name: as a user would name it.
         queues: how many queue pairs can be used at once.
         offloads: what may be left to the other end, both ways: checksums, segmentation.
+        ports: by queue pair, what compiled code moves packets by, beside `receive` and `send`; empty where it
+            can't.
     """
 
     def __init__(self, name: str, *, queues: int = 1, offloads: Offload = NO_OFFLOAD) -> None:
         self.name = name
         self.queues = queues
         self.offloads = offloads
+        self.ports: list[NetPort] = []
         self.packets_read = self.packets_written = 0
+        """Those of compiled code are counted by the ports."""
         self.packets_dropped = 0
         """Packets that the host did not take, or that had nowhere to go."""
         self.errors = 0
@@ -97,8 +102,9 @@ class NetBackend(ABC):
             "network": self.name,
             "network_connected": int(self.connected),
             "network_connections": self.connections,
-            "network_packets_read": self.packets_read,
-            "network_packets_written": self.packets_written,
+            "network_packets_read": self.packets_read + sum(port.packets_read for port in self.ports),
+            "network_packets_written": self.packets_written
+            + sum(port.packets_written for port in self.ports),
             "network_packets_dropped": self.packets_dropped,
             "network_errors": self.errors,
         }

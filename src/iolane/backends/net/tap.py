@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from iolane.backends.net.base import LARGEST_FRAME, NO_OFFLOAD, NetBackend, Notify, Offload
 from iolane.backends.poller import READABLE, WRITABLE, Poller
 from iolane.errors import IolaneError
+from iolane.memory.ring import NetPort
 from iolane.uapi.tun import (
     IFF_UP,
     IFNAMSIZ,
@@ -38,6 +39,8 @@ ALL_OFFLOADS = Offload.CSUM | Offload.TSO4 | Offload.TSO6 | Offload.TSO_ECN
 BASE_FLAGS = TunFlag.TAP | TunFlag.NO_PI | TunFlag.VNET_HDR
 MAX_QUEUES = 256
 """MAX_TAP_QUEUES of the kernel."""
+_TAP = 0
+"""A kind of NetPort."""
 _PASSING = (errno.EAGAIN, errno.EINTR)
 _REFUSED = (errno.EINVAL, errno.EIO, errno.ENOBUFS, errno.ENOMEM, errno.EFAULT)
 """The kernel does not like this packet, or the interface is down: others may pass."""
@@ -75,6 +78,7 @@ class Tap(NetBackend):
         except BaseException:
             self.close()
             raise
+        self.ports = [NetPort(_TAP, fd=fd) for fd in self._fds]
         self.connections = 1
         self.set_offloads(NO_OFFLOAD)
         self.use_queues(1)
@@ -138,11 +142,12 @@ class Tap(NetBackend):
         if self._lost or not self._fds:
             self.packets_dropped += 1
             return True
+        attached = min(queue, self._attached - 1)  # a pair's transmit queue may run longer than its other
         try:
-            os.writev(self._fds[queue], _few([header, *frame]))
+            os.writev(self._fds[attached], _few([header, *frame]))
         except OSError as error:
             if error.errno in _PASSING:
-                self._want(queue, WRITABLE)
+                self._want(attached, WRITABLE)
                 return False
             self.packets_dropped += 1
             self.errors += 1
@@ -164,6 +169,8 @@ class Tap(NetBackend):
         """The interface is gone: its descriptors stay ready for ever, so nobody waits for them any more."""
         self.errors += 1
         self._lost = True
+        for port in self.ports:
+            port.disconnect()
         if self._poller is not None:
             for fd in self._fds:
                 self._poller.forget(fd)
@@ -172,6 +179,8 @@ class Tap(NetBackend):
     def close(self) -> None:
         """As in the base class."""
         self.stop()
+        for port in self.ports:
+            port.disconnect()
         while self._fds:
             os.close(self._fds.pop())
 

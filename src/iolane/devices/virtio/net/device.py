@@ -23,11 +23,14 @@ from iolane.devices.virtio.net.filter import ADDRESS, ReceiveFilter
 from iolane.devices.virtio.net.receive import Receiver
 from iolane.devices.virtio.net.state import NetState
 from iolane.devices.virtio.net.transmit import Transmitter
+from iolane.devices.virtio.net.way import Way
 from iolane.errors import IolaneError
+from iolane.memory.ring import NetPath
 from iolane.model.registers import RegisterMap
 from iolane.model.reset import ResetKind
 from iolane.model.state import StateError
 from iolane.model.virtio import VirtioDevice, Virtqueue
+from iolane.model.virtio.compiled_ring import CompiledRing
 from iolane.model.virtio.features import mask
 from iolane.model.virtio.queue import nobody
 from iolane.uapi.virtio import DeviceType
@@ -112,6 +115,10 @@ class Net(VirtioDevice):
         self._control = ControlQueue(self)
         self._receivers = [Receiver(self, self.queues[2 * pair], pair) for pair in range(queues)]
         self._transmitters = [Transmitter(self, self.queues[2 * pair + 1], pair) for pair in range(queues)]
+        self._ways: list[Way] = [
+            way for pair in zip(self._receivers, self._transmitters, strict=True) for way in pair
+        ]
+        """By queue."""
         self.use_pairs(1)
         self.fill_config()
 
@@ -183,6 +190,9 @@ class Net(VirtioDevice):
         up = self._wanted and self.backend.connected
         if up != self._link:
             self._link = up
+            for way in self._ways:
+                if way.path is not None:
+                    way.path.open = up
             self.counters.add("link_changes")
             if self.has_control:
                 self.config_changed()
@@ -251,7 +261,22 @@ class Net(VirtioDevice):
             return len(self.queues)
         return 2 * self.max_pairs if self.negotiated(NetFeature.MQ) else 2
 
+    def compiled_path(self, queue: Virtqueue) -> NetPath | None:
+        """Plain packets of a tap; without a control queue there are no other queues."""
+        return self._ways[queue.index].compiled_path() if queue.index < len(self._ways) else None
+
+    def on_turn(self, queue: Virtqueue) -> bool:
+        """A packet that is not plain, or on its way while the link is down."""
+        pair = queue.index // 2
+        if queue.index % 2:
+            return self._transmitters[pair].drain(1)
+        more = self._receivers[pair].fill(1)
+        self._receivers[pair].put_back()
+        return more
+
     def on_kick(self, queue: Virtqueue) -> None:
+        if isinstance(queue.ring, CompiledRing):
+            return  # it sees by itself what there is, and asks by `on_turn`
         index = queue.index
         if index == self._control_index:
             more = self._control.drain(queue)
@@ -298,7 +323,7 @@ class Net(VirtioDevice):
     def _forget_pending(self) -> None:
         """Packets for another driver, or for one with other offloads."""
         for receiver in self._receivers:
-            receiver.pending = b""
+            receiver.forget()
 
     def on_resume(self) -> None:
         self.backend.service()
@@ -311,7 +336,11 @@ class Net(VirtioDevice):
         state.mac, state.announce, state.filter = self.mac, self._announce, self.filter
         state.max_pairs, state.pairs, state.mtu = self.max_pairs, self.pairs, self.mtu or 0
         state.offloads = offload_features(self.guest_offloads) & GUEST_OFFLOAD_MASK
+        for receiver in self._receivers:
+            receiver.take_back()
         state.pending = [receiver.pending for receiver in self._receivers]
+        for receiver in self._receivers:
+            receiver.put_back()
 
     def on_load(self) -> None:
         """The network learns where the guest is now, unless the front end sees to that."""
@@ -329,14 +358,14 @@ class Net(VirtioDevice):
         self.use_pairs(min(state.pairs, self.max_pairs))
         for receiver, packet in zip(self._receivers, state.pending, strict=False):
             receiver.pending = packet
+            receiver.put_back()
         if self.has_control and state.status:
             self._announcer.start(self.clock)
 
     def statistics(self) -> dict[str, int | float | str]:
         shown: dict[str, int | float | str] = {"mac": self.mac.hex(":"), "link_up": int(self._link)}
         shown |= {"pairs": self.pairs, **super().statistics()}
-        ways: list[Receiver | Transmitter] = [*self._receivers, *self._transmitters]
-        for way in ways:
+        for way in (*self._receivers, *self._transmitters):
             shown[f"{way.queue.name}.packets"] = way.packets
             shown[f"{way.queue.name}.packet_bytes"] = way.bytes
         shown |= self.backend.statistics()

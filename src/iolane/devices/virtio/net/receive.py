@@ -13,6 +13,8 @@ from iolane.devices.virtio.net.header import (
     complete_checksum,
     segmentation,
 )
+from iolane.devices.virtio.net.way import Way
+from iolane.memory.ring import NetPath
 from iolane.model.virtio import BrokenRing, Chain, RingRejection, Virtqueue
 from iolane.model.virtio.device import BATCH
 from iolane.uapi.virtio_net import HEADER, Gso, HeaderFlag
@@ -24,24 +26,24 @@ _BUFFERS_AT = HEADER.size - 2
 _CHECKSUM_FLAGS = HeaderFlag.NEEDS_CSUM | HeaderFlag.DATA_VALID
 
 
-class Receiver:
+class Receiver(Way):
     """One receive queue.
 
     Attributes:
         pending: a packet, header and frame, that waits for buffers.
     """
 
-    def __init__(self, net: Net, queue: Virtqueue, pair: int) -> None:
-        self._net = net
-        self.queue = queue
-        self._pair = pair
-        self.pending = b""
-        self.packets = self.bytes = 0
+    receives = True
 
-    def fill(self) -> bool:
+    def __init__(self, net: Net, queue: Virtqueue, pair: int) -> None:
+        super().__init__(net, queue, pair)
+        self.pending = b""
+
+    def fill(self, limit: int = BATCH) -> bool:
         """Move packets. True: there may be more; else the driver's kick or the back end's notice comes."""
         net = self._net
-        for _ in range(BATCH):
+        self.take_back()
+        for _ in range(limit):
             if self.pending:
                 packet: bytes | bytearray | memoryview = self.pending
             else:
@@ -58,6 +60,32 @@ class Receiver:
                 return False
             self.pending = b""
         return True
+
+    # Compiled code reads packets, too: what it could not deliver lies at the back end's port.
+
+    def compiled_path(self) -> NetPath | None:
+        path = super().compiled_path()
+        self.put_back()
+        return path
+
+    def put_back(self) -> None:
+        """Compiled code, if it is there, goes on with the packet that waits."""
+        if self.path is not None and self.pending:
+            self.path.port.put_back(self.pending)
+            self.pending = b""
+
+    def take_back(self) -> None:
+        """The packet that compiled code could not deliver, if there is one and it is wanted, waits here."""
+        port = None if self.path is None or self.pending else self.path.port
+        packet = None if port is None else port.take_back()
+        if port is not None and packet is not None:
+            self.pending = packet if port.admitted else bytes(self._admit(packet) or b"")
+
+    def forget(self) -> None:
+        """What waits is for another driver, or for one with other offloads."""
+        self.pending = b""
+        if self.path is not None:
+            self.path.port.take_back()
 
     # What the driver wants.
 
@@ -117,8 +145,7 @@ class Receiver:
                 chain.write(net.dma, len(chains).to_bytes(2, "little"), _BUFFERS_AT)
             done += count
             queue.push(chain, count)
-        self.packets += 1
-        self.bytes += length - HEADER.size
+        self._count(length - HEADER.size)
         if net.capture is not None:
             net.capture.record([view[HEADER.size :]])
         return True

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from iolane.devices.virtio.net.header import FrameRejectedError, checked
-from iolane.model.virtio import BrokenRing, Chain, RingRejection, Virtqueue
+from iolane.devices.virtio.net.way import Way
+from iolane.model.virtio import BrokenRing, Chain, RingRejection
 from iolane.model.virtio.chain import cut
 from iolane.model.virtio.device import BATCH
 from iolane.uapi.virtio_net import HEADER
 
-if TYPE_CHECKING:
-    from iolane.devices.virtio.net.device import Net
 
-
-class Transmitter:
+class Transmitter(Way):
     """One transmit queue. A packet that the network does not take yet stays in the ring."""
 
-    def __init__(self, net: Net, queue: Virtqueue, pair: int) -> None:
-        self._net = net
-        self.queue = queue
-        self._pair = pair
-        self.packets = self.bytes = 0
-
-    def drain(self) -> bool:
+    def drain(self, limit: int = BATCH) -> bool:
         """Move packets. True: there may be more; else the driver's kick or the back end's notice comes."""
-        for _ in range(BATCH):
+        for _ in range(limit):
             chain = self.queue.pop()
             if chain is None:
                 return False
@@ -55,8 +45,7 @@ class Transmitter:
         frame = [view for iova, n in pieces for view in net.dma.scatter(iova, n)]
         if not net.backend.send(self._pair, header, frame):
             return False
-        self.packets += 1
-        self.bytes += length
+        self._count(length)
         if net.capture is not None:
             net.capture.record(frame)
         return True
