@@ -17,12 +17,12 @@ from iolane.backends.net import MemoryNet, open_peer
 from iolane.bench.dpdk import Dpdk, check_folder, obtain_dpdk
 from iolane.bench.testpmd import Testpmd
 from iolane.carriers.vhost_user import VhostUserServer
-from iolane.carriers.vhost_user.choice import PLANES
 from iolane.devices.virtio.net import BareNet
 from iolane.devices.virtio.net.features import NetFeature
 from iolane.engines.qemu.cache import Cache
 from iolane.errors import IolaneError
 from iolane.model.workers import Workers
+from tests.unit.devices.virtio.packet_socket import SocketTap
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -30,6 +30,13 @@ SECONDS = 60.0
 SHORT = 14
 ROUND = 100
 """Packets on the way at once: fewer than testpmd has buffers for, as it drops what it can't send."""
+Network = MemoryNet | SocketTap
+KINDS: dict[str, tuple[str, Callable[..., Network]]] = {
+    "readable": ("python", MemoryNet),
+    "readable in spite of the plane": ("compiled", MemoryNet),
+    "compiled": ("compiled", SocketTap),
+}
+"""Data planes and networks: one that only Python knows, and one that compiled code uses."""
 OURS, THEIRS = bytes.fromhex("020000000002"), bytes.fromhex("020000000001")
 
 
@@ -41,9 +48,15 @@ def dpdk() -> Dpdk:
         pytest.skip(f"DPDK'S FRONT END IS NOT TESTED: {error}")
 
 
-@pytest.fixture(params=sorted(PLANES))
-def stack(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ExitStack]:
-    monkeypatch.setenv("IOLANE_DATAPLANE", request.param)
+@pytest.fixture(params=KINDS)
+def make_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Network]:
+    plane, network = KINDS[request.param]
+    monkeypatch.setenv("IOLANE_DATAPLANE", plane)
+    return network
+
+
+@pytest.fixture
+def stack(make_network: Callable[..., Network]) -> Iterator[ExitStack]:
     with ExitStack() as entered:
         yield entered
 
@@ -80,7 +93,7 @@ def frames(seed: int, count: int = ROUND) -> list[bytes]:
     ]
 
 
-def echoed(network: MemoryNet, sent: list[bytes]) -> None:
+def echoed(network: Network, sent: list[bytes]) -> None:
     """What testpmd's `macswap` makes of `sent` has come back."""
     network.feed(*sent)
     until(lambda: len(network.sent) >= len(sent), f"{len(network.sent)} of {len(sent)} came back")
@@ -96,8 +109,10 @@ def healthy(net: BareNet) -> dict[str, int | float | str]:
     return shown
 
 
-def test_every_byte_goes_to_the_front_end_and_back(dpdk: Dpdk, stack: ExitStack, tmp_path: Path) -> None:
-    network = MemoryNet()
+def test_every_byte_goes_to_the_front_end_and_back(
+    dpdk: Dpdk, stack: ExitStack, make_network: Callable[..., Network], tmp_path: Path
+) -> None:
+    network = make_network()
     net = BareNet(backend=network)
     serve(stack, tmp_path / "net", net)
     testpmd = port(stack, dpdk, tmp_path / "net", "macswap")
@@ -113,11 +128,15 @@ def test_every_byte_goes_to_the_front_end_and_back(dpdk: Dpdk, stack: ExitStack,
     shown = healthy(net)
     assert shown["receive0.packets"] == shown["transmit0.packets"] == rounds * ROUND
     assert shown["receive0.packet_bytes"] == shown["transmit0.packet_bytes"] == total
+    if isinstance(network, SocketTap):
+        assert shown["receive0.slow"] == shown["transmit0.slow"] == 0
 
 
-def test_two_queue_pairs(dpdk: Dpdk, stack: ExitStack, tmp_path: Path) -> None:
+def test_two_queue_pairs(
+    dpdk: Dpdk, stack: ExitStack, make_network: Callable[..., Network], tmp_path: Path
+) -> None:
     """MQ: what comes in one pair goes out in the same."""
-    network = MemoryNet(queues=2)
+    network = make_network(queues=2)
     net = BareNet(backend=network, queues=2)
     serve(stack, tmp_path / "net", net)
     testpmd = port(stack, dpdk, tmp_path / "net", "macswap", pairs=2)
@@ -135,9 +154,11 @@ def test_two_queue_pairs(dpdk: Dpdk, stack: ExitStack, tmp_path: Path) -> None:
     healthy(net)
 
 
-def test_stop_start_and_another_front_end(dpdk: Dpdk, stack: ExitStack, tmp_path: Path) -> None:
+def test_stop_start_and_another_front_end(
+    dpdk: Dpdk, stack: ExitStack, make_network: Callable[..., Network], tmp_path: Path
+) -> None:
     """The port stops and starts; its process ends, and is killed amidst packets: the next one goes on."""
-    network = MemoryNet()
+    network = make_network()
     net = BareNet(backend=network)
     server = serve(stack, tmp_path / "net", net)
     first = port(stack, dpdk, tmp_path / "net", "macswap")
@@ -165,9 +186,13 @@ def test_stop_start_and_another_front_end(dpdk: Dpdk, stack: ExitStack, tmp_path
     healthy(net)
 
 
-def test_a_generator_s_packets_are_all_counted(dpdk: Dpdk, stack: ExitStack, tmp_path: Path) -> None:
+def test_a_generator_s_packets_are_all_counted(
+    dpdk: Dpdk, stack: ExitStack, make_network: Callable[..., Network], tmp_path: Path
+) -> None:
     """As fast as it can: what it says that it has sent is what has come, byte by byte."""
-    network = MemoryNet(capacity=1 << 22)
+    network = make_network()
+    if isinstance(network, MemoryNet):
+        network.capacity = 1 << 22
     net = BareNet(backend=network)
     serve(stack, tmp_path / "net", net)
     testpmd = port(stack, dpdk, tmp_path / "net", "txonly")
