@@ -1,4 +1,4 @@
-"""Block devices for hostile rings: one on each data plane, over memory files with guard areas."""
+"""Devices for hostile rings: one on each data plane, over memory files with guard areas."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from iolane.backends.memory import MemoryBackend
 from iolane.devices.virtio.block import Block
 from iolane.memory.mapping import Mapping
 from iolane.model.dma import Permission
-from iolane.model.virtio import Feature, RingRejection, Status, Virtqueue
+from iolane.model.virtio import Feature, RingRejection, Status, VirtioDevice, Virtqueue
 from iolane.model.virtio.compiled_ring import CompiledRing, UnreachableRing, Wires
 from iolane.model.virtio.features import BASE_FEATURES, mask
 from iolane.model.virtio.queue import split_ring
@@ -49,31 +49,36 @@ class Outcome(NamedTuple):
     base: int | None
 
 
-class Victim:
-    """A block device; each `run` is a life of its queue, from reset to the last chain."""
+class RingVictim:
+    """A device; each `run` is a life of one queue, from reset to the last chain.
 
-    def __init__(self) -> None:
+    Args:
+        device: on the readable data plane.
+        index: of the queue.
+    """
+
+    def __init__(self, device: VirtioDevice, index: int = 0) -> None:
         self.fd = os.memfd_create("hostile")
         os.ftruncate(self.fd, HostileMemory.BYTES)
         self._mapping = Mapping(self.fd, HostileMemory.BYTES)
         self.memory = HostileMemory(memoryview(self._mapping))
-        self.device = self.make_device()
+        self.device = device
         dma = self.device.dma
         dma.map(START, PAGES * PAGE, fd=self.fd, offset=PAGE)
         dma.map(READ_ONLY, PAGE, fd=self.fd, offset=(PAGES + 1) * PAGE, permission=Permission.READ)
         dma.map(WRITE_ONLY, PAGE, fd=self.fd, offset=(PAGES + 2) * PAGE, permission=Permission.WRITE)
-        self.queue = self.device.queues[0]
+        self.queue = self.device.queues[index]
         self.queue.error = self._error
         self.errors = self.config_interrupts = 0
         self.device.config_interrupt = self._config_interrupt
 
-    def make_device(self) -> Block:
-        return Block(backend=MemoryBackend(SECTORS * 512))
+    def features(self, ring: HostileRing) -> int:
+        """What is negotiated."""
+        return _WITHOUT_EVENTS if ring.indirect else _WITHOUT_EVENTS & ~mask((Feature.INDIRECT_DESC,))
 
     def disk(self) -> bytes:
-        content = bytearray(SECTORS * 512)
-        self.device.backend.readv(0, [memoryview(content)])
-        return bytes(content)
+        """What came of it beside memory."""
+        raise NotImplementedError
 
     def _error(self) -> None:
         self.errors += 1
@@ -88,9 +93,7 @@ class Victim:
         with device.lock:
             device.dma.enabled = True
             device.reset()
-            device.accept_features(
-                _WITHOUT_EVENTS if ring.indirect else _WITHOUT_EVENTS & ~mask((Feature.INDIRECT_DESC,))
-            )
+            assert device.accept_features(self.features(ring))
             device.status = READY
             device.dma.enabled = ring.dma_enabled
             queue.size = ring.size
@@ -134,6 +137,23 @@ class Victim:
     def close(self) -> None:
         self.device.close()
         os.close(self.fd)
+
+
+class Victim(RingVictim):
+    """A block device."""
+
+    device: Block
+
+    def __init__(self) -> None:
+        super().__init__(self.make_device())
+
+    def make_device(self) -> Block:
+        return Block(backend=MemoryBackend(SECTORS * 512))
+
+    def disk(self) -> bytes:
+        content = bytearray(SECTORS * 512)
+        self.device.backend.readv(0, [memoryview(content)])
+        return bytes(content)
 
 
 class CompiledVictim(Victim):

@@ -76,7 +76,7 @@ class CompiledRing:
         self._queue = queue
         self._oracle = make_split_ring(SplitRing, queue, last_available, used_index)
         self._handed: int | None = None
-        self._turn = False
+        self._turn = self._looked = False
         self._adopted: set[int] = set()
         self._thread: threading.Thread | None = None
         self._running = False
@@ -107,7 +107,9 @@ class CompiledRing:
     # The thread.
 
     def start(self) -> None:
-        """Serve the queue in a thread of its own, until `pause`."""
+        """Serve the queue in a thread of its own, until `pause`; a broken one is not served."""
+        if self._queue.rejection is not None:
+            return
         self._engine.rearm()
         self._engine.by_turns = self._queue.repeats
         self._running = True
@@ -279,7 +281,13 @@ class CompiledRing:
         return False
 
     def enable_kicks(self) -> bool:
-        """The compiled code asks for kicks, and sees what became available meanwhile."""
+        """The compiled code asks for kicks, and sees what became available meanwhile.
+
+        A queue that starts with more than there can be is broken from the start; later the thread finds that.
+        """
+        if not self._looked:
+            self._looked = True
+            self._oracle.pending()
         return False
 
     def disable_kicks(self) -> None:
