@@ -36,6 +36,8 @@ cdef int pass_packets(CompiledQueue queue) noexcept nogil:
 cdef bint rests(CompiledQueue queue) noexcept nogil:
     if queue.rest == REST_CHAINS and ring_load16(queue.available + 1) != queue.top:
         queue.rest = REST_NOT
+    if queue.rest == REST_NETWORK and queue.net.port.is_ready(queue.net.receives):
+        queue.rest = REST_NOT
     return queue.rest != REST_NOT
 
 

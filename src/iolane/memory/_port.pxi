@@ -201,14 +201,15 @@ cdef class NetPort:
         if self.kind != PORT_ECHO:
             return
         ring_fence()
-        if ring_load32(&self.reader_waits) and self._is_ready(True) and ring_exchange32(&self.reader_waits, 0):
+        if ring_load32(&self.reader_waits) and self.is_ready(True) and ring_exchange32(&self.reader_waits, 0):
             write(self.arrival, &one, 8)
-        if ring_load32(&self.writer_waits) and self._is_ready(False) and ring_exchange32(&self.writer_waits, 0):
+        if ring_load32(&self.writer_waits) and self.is_ready(False) and ring_exchange32(&self.writer_waits, 0):
             write(self.room, &one, 8)
 
-    cdef bint _is_ready(self, bint receives) noexcept nogil:
+    cdef bint is_ready(self, bint receives) noexcept nogil:
+        """Whether an echo has a packet, or room for one. Of others nothing is known."""
         cdef uint32_t count = ring_load32(&self.last) - ring_load32(&self.first)
-        return count != 0 if receives else count < ECHOES
+        return self.kind == PORT_ECHO and (count != 0 if receives else count < ECHOES)
 
     cdef bint make_ready_to_wait(self, bint receives, pollfd *entry) noexcept nogil:
         """What to wait for until `read`, or `write`, is of use. False: it is already."""
@@ -218,7 +219,7 @@ cdef class NetPort:
             return True
         ring_store32(waits, 1)
         ring_fence()  # who reads or writes looks at the wish after that
-        if self._is_ready(receives):
+        if self.is_ready(receives):
             ring_store32(waits, 0)
             return False
         entry.fd, entry.events = self.arrival if receives else self.room, POLLIN

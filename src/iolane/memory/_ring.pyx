@@ -44,6 +44,9 @@ cdef extern from "<poll.h>" nogil:
     int POLLOUT
     int poll(pollfd *entries, unsigned long count, int timeout)
 
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
     ssize_t read(int fd, void *buffer, size_t count)
@@ -370,11 +373,13 @@ cdef class CompiledQueue:
                 sleep(self)
                 idle_since = 0
                 continue
-            ring_relax()
+            relax(self)
 
     cdef bint _has_looked_enough(self, uint64_t since) noexcept nogil:
-        """Only the rings can be looked at for nothing; asking the network is a system call."""
-        return now_ns() - since >= self._patience() or self.stopping or self.broken or self.rest == REST_NETWORK
+        """Rings, and a network in memory, can be looked at for nothing; to ask a tap is a system call."""
+        if self.rest == REST_NETWORK and self.net.port.kind == PORT_TAP:
+            return True
+        return now_ns() - since >= self._patience() or self.stopping or self.broken
 
     cdef int _take_batch(self, uint16_t *head) noexcept nogil:
         cdef uint16_t top, waiting, position

@@ -66,6 +66,14 @@ cdef void sleep(CompiledQueue queue) noexcept nogil:
         ask_for_kicks(queue, False)
 
 
+cdef void relax(CompiledQueue queue) noexcept nogil:
+    """Between two looks. Who puts packets into an echo, or takes them out, may have no processor but ours."""
+    if queue.net is not None and queue.net.port.kind == PORT_ECHO:
+        sched_yield()
+    else:
+        ring_relax()
+
+
 cdef void adapt(CompiledQueue queue, uint64_t slept) noexcept nogil:
     """Look longer for new chains where that would have spared a sleep, and shorter where it would not."""
     if slept < queue.poll_longest:
