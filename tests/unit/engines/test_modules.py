@@ -77,6 +77,21 @@ def test_order_from_modules_dep(tree: Path) -> None:
     assert names(ModuleTree(tree).in_order(["a_top"])) == ["d", "c", "b_middle", "a_top"]
 
 
+def test_the_list_of_a_build_spares_a_look_into_each_folder(tree: Path) -> None:
+    """modules.order, unless there are modules beside the kernel's own."""
+    (tree / "modules.order").write_text("kernel/drivers/c.ko\nkernel/drivers/d.ko\n")
+    assert names(ModuleTree(tree).in_order(["c"])) == ["c"]
+    with pytest.raises(IolaneError, match="no module e"):
+        ModuleTree(tree).in_order(["e"])
+    (tree / "updates").mkdir()
+    assert names(ModuleTree(tree).in_order(["e"])) == ["d", "e"]
+
+
+def test_a_list_whose_files_are_compressed_is_not_taken(tree: Path) -> None:
+    (tree / "modules.order").write_text("kernel/drivers/b_middle.ko\n")
+    assert names(ModuleTree(tree).in_order(["c"])) == ["c"]
+
+
 def test_an_own_module_brings_what_it_needs(tree: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.ko"
     own.write_bytes(module(depends="b_middle"))

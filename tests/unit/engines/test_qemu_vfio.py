@@ -11,7 +11,7 @@ import pytest
 
 from iolane.carriers.vfio.locked_memory import LockedMemory
 from iolane.engines.qemu import vfio
-from iolane.engines.qemu.command_line import Accelerator, Hardware, command_line
+from iolane.engines.qemu.command_line import Accelerator, Hardware, VfioUserDevice, command_line
 from iolane.engines.qemu.qmp import Event, Qmp
 from iolane.engines.qemu.slots import Slots
 from iolane.engines.qemu.vfio import VfioPciDevice, refuse_discarding, refuse_without_locked_memory
@@ -121,5 +121,22 @@ def test_plugged_unplugged_and_never_migrated(device: VfioPciDevice, monkeypatch
         slots.unplug("nic", 1.0)
         assert qmp.commands[-1] == ("device_del", {"id": "nic"})
         slots.refuse_migration()
+    finally:
+        slots.close()
+
+
+def test_physical_functions_come_before_devices_by_vfio_user(device: VfioPciDevice) -> None:
+    """QEMU 11 aborts the other way round; each keeps the port that it would have had."""
+    served = VfioUserDevice("disk", Path("/nowhere"))
+    line = command_line(Hardware("test", Accelerator.TCG, devices=[served, device], ports=2))
+    made = [json.loads(word) for word in line if word.startswith("{")]
+    assert [(each["id"], each["bus"]) for each in made] == [("nic", "port2"), ("disk", "port1")]
+
+
+def test_none_is_plugged_in_beside_them(device: VfioPciDevice) -> None:
+    slots = Slots(cast(Qmp, FakeQmp()), os.getpid(), 2, [VfioUserDevice("disk", Path("/nowhere"))])
+    try:
+        with pytest.raises(IolaneError, match=r"QEMU aborts .* by vfio-user \(disk\)"):
+            slots.plug(device)
     finally:
         slots.close()

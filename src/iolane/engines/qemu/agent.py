@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from iolane.engines.qemu.patience import patient
 from iolane.errors import IolaneError
 
 MARKER = b"\n#iolane-agent#\n"
@@ -134,7 +135,7 @@ class GuestAgent:
         if "\0" in text or len(text) > 16000:
             raise IolaneError("a guest command must be shorter than 16000 characters and hold no NUL")
         started = time.monotonic()
-        deadline = started + timeout + MARGIN
+        deadline = started + timeout + patient(MARGIN)
         with self._request(Type.KILL, Type.EXIT):
             self._send(Type.RUN, struct.pack("<II", max(1, int(timeout * 1000)), int(merge)) + text.encode())
             code, flags, output, errors = self._follow_command(_Feeder(self, stdin), deadline, on_output)
@@ -225,7 +226,7 @@ class GuestAgent:
             try:
                 if abandon is not None:
                     self._send(abandon)
-                deadline = time.monotonic() + ABANDON_SECONDS
+                deadline = time.monotonic() + patient(ABANDON_SECONDS)
                 while self._frame(deadline)[0] is not ending:
                     pass
             except AgentError as error:

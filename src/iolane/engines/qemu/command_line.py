@@ -19,6 +19,7 @@ QUICK_BOOT = (
     "nokaslr",
     "mitigations=off",
     "no_timer_check",
+    "nowatchdog",
     "tsc=reliable",
     "cryptomgr.notests",
     "rcupdate.rcu_expedited=1",
@@ -51,6 +52,8 @@ class VfioUserDevice:
     port: str | None = None
     """The root port it sits behind; by default the first free one."""
     posted_writes: bool = True
+    physical: bool = False
+    """A physical function is behind it, whose IOMMU holds the guest's memory where it is."""
     virtual: Sequence[Path] = ()
     """Where its virtual functions are served: the functions behind it in its slot. QEMU makes them with the
     machine, and the guest finds them when it enables them; docs/sriov.md says what it does then.
@@ -231,7 +234,10 @@ def _pci(hardware: Hardware) -> list[str]:
     for number in range(1, hardware.ports + 1):
         port = f"pcie-root-port,id={PORT_PREFIX}{number},bus=pcie.0,chassis={number},slot={number}"
         arguments += ["-device", port]
-    for device in place_devices(hardware.devices, hardware.ports):
+    placed = place_devices(hardware.devices, hardware.ports)
+    # QEMU 11 aborts when vfio-pci comes to a machine that has vfio-user-pci (hw/vfio/container-legacy.c takes
+    # every container for one of its own); the other way round it does not.
+    for device in sorted(placed, key=lambda each: not isinstance(each, VfioPciDevice)):
         assert device.port is not None
         arguments += device.arguments(device.port)
     return arguments

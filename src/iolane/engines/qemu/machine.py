@@ -15,12 +15,13 @@ from typing import Self
 
 from iolane.engines.qemu.agent import AgentError, AgentLostError, CommandResult, GuestAgent, OutputFunction
 from iolane.engines.qemu.cache import Cache
-from iolane.engines.qemu.command_line import Accelerator, Board, Hardware, MachineDevice
+from iolane.engines.qemu.command_line import Accelerator, Board, Hardware, MachineDevice, VfioUserDevice
 from iolane.engines.qemu.console import Console
 from iolane.engines.qemu.initramfs import InitramfsContent, build_initramfs
 from iolane.engines.qemu.kernel import Flavour, GuestKernel, debian_kernel, own_kernel
 from iolane.engines.qemu.launch import Running
 from iolane.engines.qemu.migration import Migration, migrate
+from iolane.engines.qemu.patience import patient
 from iolane.engines.qemu.probe import choose_accelerator
 from iolane.engines.qemu.provision import Qemu, obtain_qemu
 from iolane.engines.qemu.qmp import Qmp, QmpLostError
@@ -30,8 +31,6 @@ from iolane.engines.qemu.vmlinux import uncompressed
 from iolane.errors import IolaneError
 
 LOGS_KEPT = 20
-BOOT_TIMEOUT = 120.0
-BOOT_TIMEOUT_VARIABLE = "IOLANE_BOOT_TIMEOUT"
 _TELLING = r"Kernel panic|Oops|BUG:|general protection fault|Initramfs unpacking failed"
 _numbers = itertools.count(1)
 
@@ -74,8 +73,7 @@ class MachineConfig:
     """Kernel parameters for a quick boot."""
     reboot_stops: bool = True
     """A guest that restarts by itself (a panic does) ends the machine. `reset` works either way."""
-    boot_timeout: float | None = None
-    """Seconds; by default what IOLANE_BOOT_TIMEOUT says, else 120."""
+    boot_timeout: float = 120.0
     console_log: Path | None = None
     qemu: Qemu | None = None
     extra_arguments: Sequence[str] = ()
@@ -144,8 +142,9 @@ class QemuMachine:
             agent.power(reboot=False)
         else:
             self.qmp.execute("system_powerdown")
-        if self._running().process.wait(timeout) is None:
-            raise self._failure(f"the guest did not power off within {timeout:g} s")
+        limit = patient(timeout)
+        if self._running().process.wait(limit) is None:
+            raise self._failure(f"the guest did not power off within {limit:g} s")
         self.stop()
 
     def reset(self, timeout: float | None = None) -> None:
@@ -154,7 +153,7 @@ class QemuMachine:
         mark = self.qmp.mark()
         self.qmp.execute("set-action", reboot="reset")
         self.qmp.execute("system_reset")
-        if self.qmp.wait_event({"RESET"}, mark, 10.0) is None:
+        if self.qmp.wait_event({"RESET"}, mark, patient(10.0)) is None:
             raise self._failure("QEMU did not reset the machine")
         if self.config.has_agent:
             self.wait_agent(timeout)
@@ -163,7 +162,7 @@ class QemuMachine:
 
     def wait_agent(self, timeout: float | None = None) -> None:
         """Waits for the guest agent (after start with `paused`, for instance)."""
-        limit = timeout or self.config.boot_timeout or _boot_timeout()
+        limit = patient(self.config.boot_timeout if timeout is None else timeout)
         started = time.monotonic()
         try:
             self._guest_agent().wait_hello(limit)
@@ -217,12 +216,12 @@ class QemuMachine:
         """Writes a file in the guest."""
         content = data.read_bytes() if isinstance(data, Path) else data
         with self._agent_errors(), self._lock:
-            self._guest_agent().push(path, content, mode, timeout)
+            self._guest_agent().push(path, content, mode, patient(timeout))
 
     def pull(self, path: str, timeout: float = 120.0) -> bytes:
         """Reads a file of the guest."""
         with self._agent_errors(), self._lock:
-            return self._guest_agent().pull(path, timeout)
+            return self._guest_agent().pull(path, patient(timeout))
 
     @property
     def console(self) -> Console:
@@ -313,7 +312,7 @@ class QemuMachine:
 
     def _allow(self, device: MachineDevice) -> None:
         """Refuse a device that would not be safe in this machine."""
-        if isinstance(device, VfioPciDevice):
+        if isinstance(device, VfioPciDevice) or (isinstance(device, VfioUserDevice) and device.physical):
             refuse_discarding(self.config.extra_arguments)
             refuse_without_locked_memory(self.config.memory_mib << 20)
 
@@ -371,7 +370,7 @@ class QemuMachine:
     def _settle(self) -> None:
         """QEMU closes its channels just before it ends: let it end, and its last words arrive."""
         now = self._running()
-        if now.process.wait(5.0) is not None:
+        if now.process.wait(patient(5.0)) is not None:
             now.console.wait_end(5.0)
 
     def _failure(self, what: str) -> MachineError:
@@ -397,14 +396,6 @@ class QemuMachine:
         parts.append(f"the console ended with: {last}" if tail else "the console is empty")
         remedy = f"the whole console is in {now.console.log}"
         return MachineError("; ".join(parts), remedy=remedy, console=tail)
-
-
-def _boot_timeout() -> float:
-    given = os.environ.get(BOOT_TIMEOUT_VARIABLE)
-    try:
-        return BOOT_TIMEOUT if given is None else float(given)
-    except ValueError:
-        raise IolaneError(f"{BOOT_TIMEOUT_VARIABLE}={given} is no number of seconds") from None
 
 
 def _shortened(text: str) -> str:

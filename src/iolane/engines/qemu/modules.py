@@ -91,11 +91,24 @@ class ModuleTree:
         dependencies = parse_modules_dep("\n".join(self._lines("modules.dep")))
         self._dependencies = {module_name(file): needs for file, needs in dependencies.items()}
         self._softdeps = parse_softdep("\n".join(self._lines("modules.softdep")))
-        self._files = {
-            module_name(file): file
-            for file in sorted(root.rglob("*.ko*"))
+        self._files = {module_name(file): file for file in self._all(dependencies)}
+
+    def _all(self, dependencies: Iterable[str]) -> list[Path]:
+        """Every module. A list that was made for the tree spares looking into each of its folders, which
+        takes long where they are another machine's: modules.dep, or modules.order
+        (Documentation/kbuild/kbuild.rst) as long as there are no modules beside the kernel's own and those
+        are not compressed."""
+        listed = list(dependencies)
+        if not listed and {entry.name for entry in self.root.iterdir() if entry.is_dir()} == {"kernel"}:
+            listed = self._lines("modules.order")
+        files = [self.root / line for line in listed]
+        if files and files[0].is_file():
+            return files
+        return [
+            file
+            for file in sorted(self.root.rglob("*.ko*"))
             if file.name.endswith((*_SUFFIXES, ".ko.zst", ".ko.gz"))
-        }
+        ]
 
     def _lines(self, name: str) -> list[str]:
         file = self.root / name

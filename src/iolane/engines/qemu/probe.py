@@ -15,6 +15,7 @@ from iolane.engines.qemu.command_line import Accelerator, Hardware
 from iolane.engines.qemu.initramfs import InitramfsContent, build_initramfs
 from iolane.engines.qemu.kernel import Flavour, debian_kernel
 from iolane.engines.qemu.launch import Running
+from iolane.engines.qemu.patience import patient
 from iolane.engines.qemu.provision import Qemu
 from iolane.errors import IolaneError
 
@@ -79,7 +80,7 @@ def has_extensions(cpuinfo: str) -> bool:
 
 def _try_kvm(qemu: Qemu, cache: Cache) -> Verdict:
     real = has_extensions(Path("/proc/cpuinfo").read_text())
-    seconds = TRY_SECONDS if real else TRY_SECONDS_WITHOUT_EXTENSIONS
+    seconds = patient(TRY_SECONDS if real else TRY_SECONDS_WITHOUT_EXTENSIONS)
     cache.report(f"trying whether KVM runs Linux here (up to {seconds:g} s, once)")
     kernel = debian_kernel(Flavour.CLOUD, cache)
     hardware = Hardware(

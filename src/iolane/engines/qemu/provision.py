@@ -11,6 +11,7 @@ from pathlib import Path
 
 from iolane.engines.qemu.archive import Archive, Suites
 from iolane.engines.qemu.cache import Cache
+from iolane.engines.qemu.patience import patient
 from iolane.engines.qemu.sources import this_machine
 from iolane.errors import IolaneError
 
@@ -55,7 +56,7 @@ def _output(command: tuple[str, ...], arguments: list[str], environment: dict[st
             [*command, *arguments],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=patient(30),
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
         )

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
+from iolane.engines.qemu.patience import patient
 from iolane.errors import IolaneError
 
 T = TypeVar("T")
@@ -119,12 +120,13 @@ class Qmp:
             self._loop.close()
 
     def _wait(self, work: Coroutine[Any, Any, T], timeout: float) -> T:
+        limit = patient(timeout)
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            return future.result(timeout)
+            return future.result(limit)
         except TimeoutError:
             future.cancel()
-            raise QmpLostError(f"QEMU did not answer within {timeout:g} s") from None
+            raise QmpLostError(f"QEMU did not answer within {limit:g} s") from None
 
     async def _connect(self, connection: socket.socket) -> None:
         client = QMPClient(self._name)

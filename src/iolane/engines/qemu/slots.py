@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from iolane.engines.qemu.command_line import PORT_PREFIX, MachineDevice, VfioUserDevice, place_devices
 from iolane.engines.qemu.descriptors import connected_peers
 from iolane.engines.qemu.guard import ServerGuard
+from iolane.engines.qemu.patience import patient
 from iolane.engines.qemu.qmp import Qmp, QmpError
 from iolane.engines.qemu.vfio import VfioPciDevice
 from iolane.engines.qemu.vhost_user import VhostUserDevice
@@ -77,6 +78,7 @@ class Slots:
         with self._lock:
             if device.id in self._plugged:
                 raise IolaneError(f"a device {device.id} is plugged in already", remedy="choose another id")
+            self._refuse_beside_vfio_user(device)
             taken = {other.port for other in self._plugged.values()}
             names = [f"{PORT_PREFIX}{number}" for number in range(1, self._ports + 1)]
             port = device.port or next((name for name in names if name not in taken), None)
@@ -92,6 +94,16 @@ class Slots:
                 ) from error
             self._plugged[device.id] = replace(device, port=port)
             self._plugged_in(device)
+
+    def _refuse_beside_vfio_user(self, device: MachineDevice) -> None:
+        """QEMU 11 would abort: hw/vfio/container-legacy.c takes every container for one of its own."""
+        others = [each.id for each in self.plugged if isinstance(each, VfioUserDevice)]
+        if isinstance(device, VfioPciDevice) and others:
+            raise IolaneError(
+                f"plugging {device.id} is refused: QEMU aborts when a physical function comes to a machine "
+                f"with devices by vfio-user ({', '.join(others)})",
+                remedy="have the function from the start of the machine, or mediate it",
+            )
 
     def _plugged_in(self, device: MachineDevice) -> None:
         self._told.discard(device.id)
@@ -125,6 +137,7 @@ class Slots:
                     "vfio-user device with MSI-X is removed",
                     remedy=f"present {identity} with presentation=msi to unplug it, or shut the guest down",
                 )
+            limit = patient(timeout)
             mark = self._qmp.mark()
             try:
                 self._qmp.execute("device_del", id=identity)
@@ -134,12 +147,12 @@ class Slots:
             event = self._qmp.wait_event(
                 {"DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR"},
                 mark,
-                timeout,
+                limit,
                 lambda event: event.get("data", {}).get("device") == identity,
             )
             if event is None:
                 raise IolaneError(
-                    f"the guest did not let go of {identity} within {timeout:g} s",
+                    f"the guest did not let go of {identity} within {limit:g} s",
                     remedy="is the guest up, and does its driver let go? unplug again to go on waiting",
                 )
             if event["event"] == "DEVICE_UNPLUG_GUEST_ERROR":
