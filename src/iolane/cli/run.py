@@ -123,6 +123,8 @@ def run(
 
     --pass takes a function from its driver here, gives it to the guest, and gives it back at the end. Its
     keys: id=NAME, rom=off, force=on, group=whole. The guest gets the driver that the function had here.
+    mediate=FILE.py:MAP puts iolane in between, with the register map of a BAR (bar=N, by default 0): what
+    --trace or trap=GLOB names then traps, or all in MAP where FILE has a function mediate(mediator).
 
     \b
     Examples:
@@ -135,6 +137,7 @@ def run(
       iolane run --device nvme,image=disk.raw --json -- 'md5sum < /dev/nvme0n1'
       iolane run --device nvme,image=debian.raw,id=root --boot root --memory 2G
       iolane run --pass 0000:01:00.0 --kernel generic -- cat /proc/partitions
+      iolane run --pass 01:00.0,mediate=nvme.py:NvmeRegisters --kernel generic --trace fields -- true
     """
     from iolane.engines.qemu.command_line import Accelerator
     from iolane.operations.passthrough import parse_pass

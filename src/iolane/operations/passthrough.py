@@ -11,6 +11,7 @@ from typing import Self
 
 import msgspec
 
+from iolane.carriers.control import RunDirectory
 from iolane.devices.specification import IDENTIFIER, split_commas, suggestion
 from iolane.engines.qemu.command_line import MachineDevice
 from iolane.engines.qemu.vfio import VfioPciDevice
@@ -18,12 +19,19 @@ from iolane.errors import IolaneError
 from iolane.host.taking import Taking
 from iolane.model.pci import PcieId
 from iolane.operations.interruption import INTERRUPTION
+from iolane.operations.mediation import MediatedFunctionServer, Mediation, MediationRequest, load_mediation
+from iolane.operations.served_device import ServedDevice
+from iolane.operations.tracing import TraceRequest
 
+BARS = ("0", "1", "2", "3", "4", "5")
 KEYS = {
     "id": "the function's name in this machine",
     "rom": "off: the firmware does not see the function's option ROM",
     "force": "on: also what the host needs, and what can't be reset",
     "group": "whole: take along what else is in its IOMMU group",
+    "mediate": "FILE.py:MAP: iolane in between, which names and traps registers",
+    "bar": "the BAR that MAP is for, by default 0",
+    "trap": "names of registers that trap; by default those that are traced or hooked",
 }
 
 
@@ -36,6 +44,7 @@ class PassRequest(msgspec.Struct, frozen=True, kw_only=True):
     rom: bool = True
     force: bool = False
     whole_group: bool = False
+    mediation: MediationRequest | None = None
 
 
 def parse_pass(text: str) -> PassRequest:
@@ -63,7 +72,19 @@ def parse_pass(text: str) -> PassRequest:
         rom=_choice(text, given, "rom", "on", "off"),
         force=not _choice(text, given, "force", "off", "on"),
         whole_group=not _choice(text, given, "group", "alone", "whole"),
+        mediation=_mediation(text, given),
     )
+
+
+def _mediation(text: str, given: dict[str, str]) -> MediationRequest | None:
+    registers, bar = given.get("mediate"), given.get("bar", "0")
+    if registers is None:
+        if beside := sorted({"bar", "trap"} & given.keys()):
+            raise IolaneError(f"pass '{text}': {beside[0]} goes with mediate")
+        return None
+    if bar not in BARS:
+        raise IolaneError(f"pass '{text}': bar is one of {', '.join(BARS)}, not '{bar}'")
+    return MediationRequest(registers=registers, bar=int(bar), trap=given.get("trap"))
 
 
 def default_id(address: PcieId) -> str:
@@ -86,22 +107,29 @@ class PassedFunctions:
     Attributes:
         devices: what a machine makes of them.
         drivers: the drivers that they had here, which a guest of Debian's kernel has too.
+        mediated: those with iolane in between, as reports see them.
     """
 
-    def __init__(self, requests: Sequence[PassRequest]) -> None:
+    def __init__(self, requests: Sequence[PassRequest], trace: TraceRequest | None = None) -> None:
         for one, other in _pairs(requests):
             if one.address == other.address or one.id == other.id:
                 raise IolaneError(f"pass '{one.text}' and '{other.text}': the same function, or the same id")
         self._requests = requests
+        self._mediations = [
+            None if each.mediation is None else load_mediation(each.mediation) for each in requests
+        ]
+        self._trace = trace
         self._stack = ExitStack()
         self.devices: list[MachineDevice] = []
         self.drivers: list[str] = []
+        self.mediated: list[ServedDevice] = []
 
     def __enter__(self) -> Self:
         try:
-            for request in self._requests:
+            for request, mediation in zip(self._requests, self._mediations, strict=True):
                 with INTERRUPTION.held():
                     self._take(request)
+                    self._pass(request, mediation)
         except BaseException:
             self._close()
             raise
@@ -120,7 +148,16 @@ class PassedFunctions:
         taking = Taking([request.address], whole_group=request.whole_group, force=request.force)
         taken = self._stack.enter_context(taking).taken
         self.drivers += [each.driver for each in taken if each.address == request.address and each.driver]
-        self.devices.append(VfioPciDevice(request.id, request.address, rom=request.rom))
+
+    def _pass(self, request: PassRequest, mediation: Mediation | None) -> None:
+        if mediation is None:
+            self.devices.append(VfioPciDevice(request.id, request.address, rom=request.rom))
+            return
+        socket = self._stack.enter_context(RunDirectory()).path / f"{request.id}.sock"
+        server = MediatedFunctionServer(request.address, request.id, socket, mediation, self._trace)
+        self._stack.enter_context(server)
+        self.devices.append(server.device)
+        self.mediated.append(server.served)
 
 
 def _pairs(requests: Sequence[PassRequest]) -> list[tuple[PassRequest, PassRequest]]:

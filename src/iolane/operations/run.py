@@ -184,8 +184,8 @@ def machine_with_devices(
     cache = Cache(report=report)
     _provide_passt(request, cache)
     with (
-        PassedFunctions(request.passed) as passed,
-        DeviceServers(request.devices, trace=request.trace) as servers,
+        PassedFunctions(request.passed, request.trace) as passed,
+        DeviceServers(request.devices, trace=request.trace, beside=passed.mediated) as servers,
     ):
         devices = [*(machine_device(each) for each in servers.endpoints), *passed.devices]
         names = [device.id for device in devices]

@@ -9,7 +9,7 @@ from typing import Literal
 
 from iolane.carriers.control import DeviceReport, SetTrace, Sink
 from iolane.carriers.vfio_user import EventKind, VfioUserServer
-from iolane.model.pci import PciDevice
+from iolane.model.pci.served import ServedFunction
 from iolane.model.region import RegionIndex
 from iolane.model.reset import ResetKind
 from iolane.model.trace import GuestSpins, JsonSink, TextSink, TraceEvent, TraceLevel, Tracer, unmodelled
@@ -24,12 +24,19 @@ TROUBLE = (EventKind.FAILED, EventKind.WARNING)
 class ServedDevice:
     """A device behind a vfio-user server of this process."""
 
-    def __init__(self, name: str, device: PciDevice, server: VfioUserServer, socket: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        device: ServedFunction,
+        server: VfioUserServer,
+        socket: Path,
+        tracer: Tracer | None = None,
+    ) -> None:
         self.name = name
         self.device = device
         self.server = server
         self.socket = socket
-        self.tracer = Tracer(device)
+        self.tracer = Tracer(device) if tracer is None else tracer
 
     @property
     def type(self) -> str:

@@ -80,6 +80,7 @@ class DeviceServers:
         name: the only device's name, where the user gave none.
         carrier: for devices that name none.
         trace: what to trace from the start, to stderr.
+        beside: what others serve in this process, for the control socket and the reports.
     """
 
     def __init__(
@@ -90,11 +91,13 @@ class DeviceServers:
         name: str | None = None,
         carrier: Carrier | None = None,
         trace: TraceRequest | None = None,
+        beside: Sequence[Served] = (),
     ) -> None:
         wanted = [_carried(parse(device), carrier) for device in devices]
         self._wanted = _named(wanted, name)
         self._socket = socket
         self._trace = trace
+        self._beside = beside
         self._stack = ExitStack()
         self.endpoints: list[Endpoint] = []
 
@@ -125,7 +128,7 @@ class DeviceServers:
         processes = {endpoint.process.pid for endpoint in self.endpoints if endpoint.process is not None}
         others = [server for _, server in serving() if server.pid in processes] if processes else []
         return [
-            *(served.report() for served in self.served),
+            *(served.report() for served in [*self.served, *self._beside]),
             *(device for server in others for device in server.devices),
         ]
 
@@ -146,9 +149,9 @@ class DeviceServers:
                 else:
                     workers = workers or stack.enter_context(Workers(name="device"))
                     self.endpoints.append(self._serve(stack, specification, socket.absolute(), workers))
-        if self.served:
+        if here := [*self.served, *self._beside]:
             with INTERRUPTION.held():
-                stack.enter_context(ControlServer(self.served))
+                stack.enter_context(ControlServer(here))
         for endpoint in self.endpoints:
             if endpoint.process is not None:
                 endpoint.process.wait_ready()

@@ -14,6 +14,7 @@ from pathlib import Path
 from iolane.engines.qemu.cache import Report
 from iolane.engines.qemu.machine import QemuMachine
 from iolane.errors import IolaneError
+from iolane.model.pci import PciDevice
 from iolane.operations.demo.guest import GuestDevice, checksum
 from iolane.operations.demo.results import Events, Seen, Throughput, between, compare
 from iolane.operations.served_device import ServedDevice
@@ -56,6 +57,7 @@ class LineDemo:
     def run(self, machine: QemuMachine, served: ServedDevice, report: Report) -> Seen:
         """What was measured, what must hold."""
         device = served.device
+        assert isinstance(device, PciDevice)
         self._counters = lambda: served.report().counters
         guest = GuestDevice(machine, served.name, (device.vendor_id, device.device_id), "ttyS[0-9]*")
         report(f"{PAYLOAD >> 10} KiB each way through {guest.path}, driver {guest.driver}")
