@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from iolane.engines.qemu.initramfs import InitramfsContent
-from iolane.engines.qemu.kernel import Flavour, debian_kernel
+from iolane.engines.qemu.kernel import Flavour
 from iolane.engines.qemu.machine import MachineConfig, QemuMachine
 from iolane.engines.qemu.vfio import VfioPciDevice
-from iolane.engines.qemu.vmlinux import uncompressed
 from iolane.errors import IolaneError
 from iolane.host.sriov import make_virtual_functions
 from iolane.host.taking import Taking, release
@@ -58,7 +57,7 @@ def main(nvme: PcieId, igb: PcieId, port: int) -> None:
         config = MachineConfig(
             name="guest",
             memory_mib=256,
-            kernel=uncompressed(debian_kernel(Flavour.GENERIC)),
+            kernel=Flavour.GENERIC,
             content=InitramfsContent(modules=["nvme", "igbvf"]),
             devices=[disk],
             ports=2,
