@@ -7,16 +7,22 @@ by the emulated IOMMU's own record here.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from iolane.devices.registry import create
 from iolane.lab.disk import SECTOR, pattern_sector
 from iolane.lab.fault_trace import Blocked, TraceRecord
 from iolane.lab.hardware import Iommu, Kind, LabDevice
 from iolane.lab.machine import Lab, LabConfig, LabResult
+from iolane.model.trace.recorded import read_recording
+from iolane.model.trace.replay import Replay
 
 SECONDS = 300.0
 NOWHERE, READ_ONLY, GONE, OTHERS = 0x200_0000, 0x20_0000, 0x30_0000, 0x500_0000
@@ -59,6 +65,35 @@ def test_nvme(lab: Lab) -> None:
     assert told["nvme dma"]["equal"]
     assert told["nvme FLR"] == {"before": [1, 1], "after": [0, 0]}
     print(told["nvme read, interrupt"])
+
+
+def test_nvme_behind_a_mediator(lab: Lab, tmp_path: Path) -> None:
+    """Traced, every register has its name; with nothing to trace there is no trap at all. The recording is
+    replayed against our model.
+    """
+    told = drive(lab, "mediated", "nvme0")
+    trapped, direct = told["mediated trapped"], told["mediated direct"]
+    assert trapped["equal"]
+    assert direct["equal"]
+    assert {"bar0.CC", "bar0.CSTS", "bar0.AQA", "bar0.ASQ", "bar0.ACQ"} <= trapped["trapped"].keys()
+    assert all(not name.startswith("bar0+") for name in trapped["trapped"])
+    assert direct["trapped"] == {}
+    assert direct["mapped"][0][0] == 0
+    recording = read_recording(lab.share / "nvme.jsonl")
+    assert recording.complete
+    disk = tmp_path / "disk.raw"
+    disk.touch()
+    os.truncate(disk, 64 << 20)
+    shutil.copy(recording.path, os.environ.get("IOLANE_KEEP_RECORDING", tmp_path))
+    model = create(f"nvme,image={disk}")
+    try:
+        result = Replay(recording, model).run()
+    finally:
+        model.close()
+    places = sorted(result.places)
+    print(places, [str(item) for item in result.differences[:20]])
+    assert len(places) <= 10
+    assert all(place.startswith(("bar0.CAP.", "bar0.VS")) for place in places), places
 
 
 def test_igb_virtual_functions(lab: Lab) -> None:

@@ -16,12 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from iolane.carriers.vfio import DmaMemory, VfioError, VfioFunction, open_function
+from iolane.carriers.vfio.mediator import Mediator
+from iolane.carriers.vfio_user import VfioUserClient
+from iolane.devices.nvme.recorded_memory import NvmeMemory
+from iolane.devices.nvme.registers import NvmeRegisters
 from iolane.model.dma import Permission
 from iolane.model.pci import PcieId
+from iolane.model.trace import TraceLevel
+from iolane.model.trace.recording import Recorder
 from iolane.uapi.vfio import PciRegion
 from tests.lab.vfio.binding import DEVICES, bind, release, virtual_functions
 from tests.lab.vfio.edu import Edu
 from tests.lab.vfio.igbvf import Igbvf
+from tests.lab.vfio.mediated import ClientFunction
 from tests.lab.vfio.nvme import Nvme
 
 HERE, READ_ONLY, GONE, NOWHERE, OTHERS = 0x10_0000, 0x20_0000, 0x30_0000, 0x200_0000, 0x500_0000
@@ -142,6 +149,43 @@ def nvme(address: PcieId) -> None:
         device.close()
 
 
+def mediated(address: PcieId) -> None:
+    """The controller behind a mediator: with all registers trapped, with everything mapped, and recorded."""
+    maps = {0: NvmeRegisters}
+    for name, trap in (("trapped", "*"), ("direct", None)):
+        with held(address) as function, Mediator(function, "/run/mediator", maps=maps, trap=trap) as mediator:
+            mediator.tracer.set(TraceLevel.REGISTERS)
+            with VfioUserClient("/run/mediator") as client:
+                client.negotiate()
+                served = ClientFunction(client, address)
+                mapped = [list(area) for area in served.region(0).mmap_areas]
+                device = Nvme(served)
+                pattern = bytes(range(255, -1, -1)) * 2
+                device.write(4100, pattern)
+                equal = device.read(4100) == pattern
+                start = time.perf_counter()
+                for _ in range(50):
+                    device.read(0)
+                microseconds = (time.perf_counter() - start) / 50 * 1e6
+                device.close()
+                served.close()
+            counted = {item.name: item.reads + item.writes for item in mediator.tracer.counters("bar0.*")}
+            say(f"mediated {name}", equal=equal, mapped=mapped, trapped=counted, read_us=microseconds)
+    with Recorder("/lab/share/nvme.jsonl", memory=NvmeMemory()) as recorder, held(address) as function:
+        with Mediator(function, "/run/mediator", maps=maps, recorder=recorder):
+            with VfioUserClient("/run/mediator") as client:
+                client.negotiate()
+                served = ClientFunction(client, address)
+                device = Nvme(served)
+                cap, version = int(device.registers.CAP), int(device.registers.VS)
+                device.identify()
+                device.write(4200, bytes(512))
+                device.read(4200)
+                device.close()
+                served.close()
+    say("mediated recorded", events=recorder.events, cap=cap, version=version)
+
+
 def igb(address: PcieId) -> None:
     """Two virtual functions: one sends to the other, through the NIC's own switch."""
     functions = virtual_functions(address, 2)
@@ -189,6 +233,7 @@ WHAT: dict[str, Callable[..., None]] = {
     "edu": edu,
     "blocked": blocked,
     "nvme": nvme,
+    "mediated": mediated,
     "igb": igb,
     "last_act": last_act,
 }

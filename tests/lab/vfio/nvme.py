@@ -9,6 +9,7 @@ from iolane.devices.nvme.registers import AdminQueueAttributes, Configuration, N
 from iolane.devices.nvme.spec import AdminOpcode, IoOpcode
 from iolane.devices.nvme.structures import COMPLETION, ENTRY, CompletionEntry, SubmissionEntry
 from iolane.uapi.vfio import PciIrq
+from tests.lab.vfio.mediated import ClientFunction, ClientMemory
 
 BASE = 0x1_0000_0000
 ENTRIES = 16
@@ -19,10 +20,14 @@ READY_S = 20.0
 class Nvme:
     """The controller, enabled."""
 
-    def __init__(self, function: VfioFunction) -> None:
+    def __init__(self, function: VfioFunction | ClientFunction) -> None:
         function.reset()  # FLR
         function.set_command()
-        self.memory = DmaMemory(function.space, BASE, 1 << 16)
+        self.memory: DmaMemory | ClientMemory
+        if isinstance(function, ClientFunction):
+            self.memory = function.memory(BASE, 1 << 16)
+        else:
+            self.memory = DmaMemory(function.space, BASE, 1 << 16)
         self.vectors = Vectors(function, PciIrq.MSIX, 2)
         self.registers = function.registers(0, NvmeRegisters)
         self.tails, self.heads, self.phases = [0, 0], [0, 0], [1, 1]
