@@ -7,6 +7,7 @@ Read or Identify put into memory is not: it is the content of the disk, and the 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ ENTRY, COMPLETION = 64, 16
 MAX_QUEUES, MAX_ENTRIES = 1024, 65536
 MAX_DATA = 1 << 20
 """Bytes of one command's data that are recorded."""
+MAX_SEGMENTS = 1024
+SGL_DATA_BLOCK, SGL_SEGMENT, SGL_LAST_SEGMENT = 0x0, 0x2, 0x3
+"""Descriptor types (Base 4.1.2.1)."""
 DATA_TO_CONTROLLER = 0x1
 """Bits 1:0 of an opcode (Base 3.3.3.1)."""
 COMPLETION_FIELDS = (
@@ -128,10 +132,17 @@ class NvmeMemory:
 
     def _submitted(self, queue: _Submission, tail: int, dma: DmaSpace) -> Iterator[Seen]:
         """The entries up to `tail`, and what they make the controller read."""
+        if self._shadow and queue.qid:
+            # The guest may be further than the doorbell says: the controller looks here.
+            size = page_size(self._bar.CC)
+            try:
+                page = dma.read(self._shadow, size)
+            except DmaFault:
+                return
+            tail = int.from_bytes(page[8 * queue.qid : 8 * queue.qid + 4], "little")
+            yield MemoryPart(self._shadow, size, "shadow doorbells", data=page)
         if tail >= queue.entries:
             return
-        if self._shadow and queue.qid:
-            yield MemoryPart(self._shadow, page_size(self._bar.CC), "shadow doorbells")
         while queue.tail != tail:
             stop = tail if tail > queue.tail else queue.entries
             address = queue.base + ENTRY * queue.tail
@@ -178,6 +189,9 @@ class NvmeMemory:
 
     def _data(self, command: SubmissionEntry, length: int, dma: DmaSpace, *, content: bool) -> Iterator[Seen]:
         """PRP lists, and the data itself where the controller reads it (Base 4.1.1)."""
+        if command.flags >> 6:
+            yield from self._sgl(command, dma, content=content)
+            return
         page = page_size(self._bar.CC)
         length = min(length, MAX_DATA)
         first = min(page - command.prp1 % page, length)
@@ -214,6 +228,26 @@ class NvmeMemory:
             if not taken:
                 return
             address = entries[-1]
+
+    def _sgl(self, command: SubmissionEntry, dma: DmaSpace, *, content: bool) -> Iterator[Seen]:
+        """The same of scatter gather lists (Base 4.1.2): a data block in the command, or segments of them."""
+        waiting = [(command.prp1, command.prp2)]
+        for _ in range(MAX_SEGMENTS):
+            if not waiting:
+                return
+            address, rest = waiting.pop(0)
+            length, kind = rest & 0xFFFF_FFFF, rest >> 60
+            if kind == SGL_DATA_BLOCK:
+                if content:
+                    yield MemoryPart(address, min(length, MAX_DATA), "data")
+            elif kind in (SGL_SEGMENT, SGL_LAST_SEGMENT):
+                length = min(length, 4096) & ~0xF
+                yield MemoryPart(address, length, "SGL segment")
+                try:
+                    raw = dma.read(address, length) if length else b""
+                except DmaFault:
+                    return
+                waiting += struct.iter_unpack("<QQ", raw)
 
     # Completions.
 

@@ -68,6 +68,7 @@ class MemoryPart(NamedTuple):
         fields: what it is made of; without, it is bytes.
         stride: it is an array of records of so many bytes, else one.
         key: fields that say which record is which, where their order is the device's choice.
+        data: what was read there already, where the guest may change it meanwhile.
     """
 
     iova: int
@@ -77,6 +78,7 @@ class MemoryPart(NamedTuple):
     fields: tuple[MemoryField, ...] = ()
     stride: int = 0
     key: tuple[str, ...] = ()
+    data: bytes | None = None
 
 
 class MemoryKick(NamedTuple):
@@ -178,9 +180,17 @@ class Recorder:
         if isinstance(event, RegisterAccess):
             self._access(event)
         elif isinstance(event, InterruptRaised):
-            self._event("interrupt", kind=event.kind.name.lower(), vector=event.vector)
-            if self._memory is not None and self._device is not None:
-                self._parts(self._memory.after(event.kind, event.vector, self._device.dma))
+            self._interrupt(event)
+
+    def _interrupt(self, event: InterruptRaised) -> None:
+        """What the device must have been told before comes before, what it left behind it."""
+        seen: list[Seen] = []
+        if self._memory is not None and self._device is not None:
+            seen = list(self._memory.after(event.kind, event.vector, self._device.dma))
+        left = [part for part in seen if isinstance(part, MemoryPart) and part.op == LEFT]
+        self._parts(part for part in seen if part not in left)
+        self._event("interrupt", kind=event.kind.name.lower(), vector=event.vector)
+        self._parts(left)
 
     def _access(self, access: RegisterAccess) -> None:
         if self._memory is not None and self._device is not None:
@@ -213,7 +223,7 @@ class Recorder:
                 self._event("write", **part._asdict(), in_memory=True)
                 continue
             try:
-                data = self._device.dma.read(part.iova, min(part.length, LARGEST_PIECE))
+                data = part.data or self._device.dma.read(part.iova, min(part.length, LARGEST_PIECE))
             except DmaFault:
                 continue  # the guest named it, and has no such memory
             event: Event = {"iova": part.iova, "data": b64encode(data).decode(), "name": part.name}
