@@ -1,13 +1,11 @@
-"""The host package on real sysfs: verdicts, taking and giving back, kill -9 in the middle, SR-IOV, faults.
+"""The host package on real sysfs: verdicts, taking and giving back, kill -9 in the middle, SR-IOV.
 
 Each test is one script in the lab, which prints what it saw as JSON: an interpreter takes seconds to start.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,67 +14,9 @@ from iolane.host.verdict import Survey
 from iolane.lab.disk import SECTOR, pattern_sector
 from iolane.lab.machine import Lab
 from iolane.model.pci.pcie_id import PcieId
+from tests.lab.scripts import seen
 
 LPC, AHCI, SMBUS = (PcieId(0, 0, 0x1F, function) for function in (0, 2, 3))
-
-PRELUDE = """
-import atexit, json, os, signal, subprocess, sys
-from iolane.errors import IolaneError
-from iolane.host.journal import Journal
-from iolane.host.sysfs import Host
-from iolane.host.taking import Taking, recover, release, take
-from iolane.host.verdict import Survey
-from iolane.model.pci.pcie_id import PcieId
-
-def address(text):
-    return PcieId.from_string(text)
-
-def state(*addresses):
-    host = Host()
-    folders = [f"/sys/bus/pci/devices/{each}" for each in addresses]
-    return [[host.link(f"{each}/driver"), host.read(f"{each}/driver_override")] for each in folders]
-
-def refusal(work):
-    try:
-        work()
-    except IolaneError as error:
-        return str(error)
-    return None
-
-class Mortal(Host):
-    "Kills its process before or after the write of a given number."
-    def __init__(self, step):
-        super().__init__()
-        self.left = step
-    def step(self):
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.left -= 1
-    def write(self, path, text, **more):
-        self.step()
-        super().write(path, text, **more)
-        self.step()
-
-def killed(step, work):
-    child = os.fork()
-    if child == 0:
-        try:
-            work(Mortal(step))
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-seen = {}
-atexit.register(refusal, release)  # a test that failed leaves nothing to the next one
-"""
-
-
-def seen(lab: Lab, script: str, *arguments: object, timeout: float = 300) -> dict[str, Any]:
-    """Run a script in the lab; what it put into `seen`."""
-    text = PRELUDE + script + "\nprint(json.dumps(seen))\n"
-    done = lab.python(text, *(str(each) for each in arguments), timeout=timeout).check()
-    found: dict[str, Any] = json.loads(done.stdout.decode().splitlines()[-1])
-    return found
 
 
 def test_verdicts_and_groups(lab: Lab, tmp_path: Path) -> None:
@@ -294,49 +234,3 @@ seen["steps"], seen["after"] = steps, whole()
     )
     assert found["steps"] == 6  # autoprobe off, the number, autoprobe on, each twice
     assert found["after"] == ["0", "1"]
-
-
-def test_a_fault_is_told_with_its_function(lab: Lab) -> None:
-    """edu writes to an address that nobody mapped: the monitor tells, QEMU's IOMMU has recorded the same."""
-    before = len(lab.iommu_trace())
-    found = seen(
-        lab,
-        """
-import struct, threading, msgspec
-from iolane.carriers.vfio.open import open_function
-from iolane.host.dma import reach
-from iolane.host.fault_monitor import FaultMonitor, collect
-edu = address(sys.argv[1])
-told, some = [], threading.Event()
-def notify(fault):
-    told.append(fault)
-    some.set()
-with Taking([edu], force=True), FaultMonitor(notify=notify, machine_of=lambda each: "guest") as monitor:
-    seen["idle"] = reach(Host(), edu).now
-    with open_function(edu) as function:
-        config = 7
-        command = struct.unpack("<H", function.read(config, 4, 2))[0]
-        function.write(config, 4, struct.pack("<H", command | 6))
-        for offset, value in ((0x80, 0x40000), (0x88, 0x200_0000), (0x90, 64), (0x98, 3)):
-            function.write(0, offset, struct.pack("<I", value))
-        some.wait(60)
-        seen["held"] = reach(Host(), edu).holder
-    seen["faults"] = [msgspec.to_builtins(each) for each in told]
-    seen["counts"] = msgspec.to_builtins(monitor.report().counts)
-seen["collected"] = [each.function for each in collect(Host()).faults]
-seen["driver"] = state(edu)
-""",
-        lab.address("edu0"),
-    )
-    edu = str(lab.address("edu0"))
-    fault = found["faults"][0]
-    assert (fault["iommu"], fault["kind"], fault["direction"]) == ("VT-d", "dma", "write")
-    assert (fault["function"], fault["machine"], fault["address"]) == (edu, "guest", 0x200_0000)
-    assert fault["code"] in (2, 5)
-    assert found["counts"][0]["count"] >= 1
-    assert found["counts"][0]["function"] == edu
-    assert edu in found["collected"]
-    assert "nobody has it open" in found["idle"]
-    assert found["held"].startswith("process ")
-    assert found["driver"] == [[None, "(null)"]]
-    assert len(lab.iommu_trace()) > before
