@@ -17,6 +17,18 @@ from iolane.model.trace.replay import Replay
 
 MAP = "iolane.devices.nvme.registers:NvmeRegisters"
 SECONDS = 600.0
+LIAR = """
+from iolane.devices.nvme.registers import NvmeRegisters
+from iolane.model.trace import TraceLevel
+
+
+def never_ready(access):
+    return access.value & ~1 if access.register == "bar0.CSTS" else None
+
+
+def mediate(mediator):
+    mediator.tracer.follow(TraceLevel.HOOK, hook=never_ready)
+"""
 EXPLAINED = {
     "bar0.VS": "QEMU's controller is of version 1.4",
     "bar0.CAP.MQES": "QEMU has longer queues",
@@ -29,11 +41,11 @@ EXPLAINED = {
 }
 
 
-def run(lab: Lab, keys: str, command: str) -> LabResult:
+def run(lab: Lab, passed: str, command: str, *options: str) -> LabResult:
     """`iolane run --pass` with the disk, in the lab."""
-    passed = f"{lab.address('nvme0')},mediate={MAP},{keys}"
-    words = [sys.executable, "-m", "iolane", "run", "--accel", "kvm", "--memory", "256M", "--pass", passed]
-    return lab.run([*words, "--", "sh", "-c", command], timeout=SECONDS)
+    words = [sys.executable, "-m", "iolane", "run", *options, "--accel", "kvm", "--memory", "256M"]
+    words += ["--pass", f"{lab.address('nvme0')},{passed}", "--", "sh", "-c", command]
+    return lab.run(words, timeout=SECONDS)
 
 
 @pytest.mark.slow
@@ -41,7 +53,7 @@ def test_a_guest_behind_a_mediator(lab: Lab, tmp_path: Path) -> None:
     """Its driver finds the disk as it is, every register is named, and the recording replayed against our
     model differs in what is explained above.
     """
-    result = run(lab, "trace=registers,record=/tmp/guest.jsonl", "md5sum /dev/nvme0n1")
+    result = run(lab, f"mediate={MAP},record=/tmp/guest.jsonl", "md5sum /dev/nvme0n1", "--trace", "registers")
     assert result.exit_code == 0, result.stderr.decode()[-3000:]
     image = lab.image("nvme0").read_bytes()
     assert result.stdout.split()[0].decode() == hashlib.md5(image).hexdigest()
@@ -71,12 +83,8 @@ def test_a_guest_behind_a_mediator(lab: Lab, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_guest_that_is_lied_to(lab: Lab) -> None:
     """A hook takes CSTS.RDY away: the guest's driver says that the device does not get ready."""
-    hook = "/tmp/hook.py"
-    lab.check(
-        f"printf 'def never_ready(access):\\n"
-        f'    return access.value & ~1 if access.register == "bar0.CSTS" else None\\n\' > {hook}'
-    )
-    result = run(lab, f"hook={hook}:never_ready", "dmesg | grep nvme; ls /dev/nvme0n1")
+    lab.run(["tee", "/tmp/liar.py"], stdin=LIAR.encode()).check()
+    result = run(lab, "mediate=/tmp/liar.py:NvmeRegisters", "dmesg | grep nvme; ls /dev/nvme0n1")
     said = result.stdout.decode()
     assert "Device not ready" in said, said + result.stderr.decode()[-3000:]
     assert result.exit_code != 0

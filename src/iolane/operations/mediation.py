@@ -1,8 +1,9 @@
 """`--pass ADDRESS,mediate=FILE.py:MAP`: iolane between the guest and the function.
 
 MAP names the registers of one BAR. What does not trap is mapped by the guest as it would be without a
-mediator: by default nothing traps, with `--trace` what is traced, and everything in MAP where FILE has a
-function `mediate(mediator)`, which is called before the guest connects and puts hooks in.
+mediator: by default nothing traps, with `--trace` what is traced, and everything in MAP where the session is
+recorded, or where FILE has a function `mediate(mediator)`, which is called before the guest connects and puts
+hooks in.
 """
 
 from __future__ import annotations
@@ -19,16 +20,24 @@ import msgspec
 from iolane.carriers.control import check_socket_path
 from iolane.carriers.vfio import open_function
 from iolane.carriers.vfio.mediator import Mediator
+from iolane.devices.nvme.recorded_memory import NvmeMemory
+from iolane.devices.nvme.registers import NvmeRegisters
 from iolane.devices.source import load_file
 from iolane.engines.qemu.command_line import VfioUserDevice
 from iolane.errors import IolaneError
 from iolane.model.pci import PcieId
 from iolane.model.registers import RegisterMap
+from iolane.model.trace.recording import RecordedMemory, Recorder
 from iolane.operations.served_device import ServedDevice
 from iolane.operations.tracing import TraceRequest
 
 HOOKS = "mediate"
 """The function in the user's file that puts hooks in."""
+MEMORY = "RecordedMemory"
+"""The class in the user's file that says which memory is recorded."""
+KNOWN_MEMORY: dict[type[RegisterMap], Callable[[], RecordedMemory]] = {NvmeRegisters: NvmeMemory}
+MESSAGE_TIMEOUT_MS = 120_000
+"""QEMU waits 5 s for an answer; pinning a guest's memory can take longer, and a hook may delay."""
 ALL = "*"
 OFF = "off"
 
@@ -42,6 +51,8 @@ class MediationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The BAR that MAP is for."""
     trap: str | None = None
     """Names of registers that must trap; None: see above."""
+    record: str | None = None
+    """The file that the session is recorded in."""
 
 
 class Mediation(msgspec.Struct, frozen=True):
@@ -50,12 +61,13 @@ class Mediation(msgspec.Struct, frozen=True):
     request: MediationRequest
     registers: type[RegisterMap]
     hooks: Callable[[Mediator], object] | None = None
+    memory: RecordedMemory | None = None
 
     def trap(self, trace: TraceRequest | None) -> str | None:
         """The registers that trap."""
         if self.request.trap is not None:
             return self.request.trap
-        if self.hooks is not None:
+        if self.hooks is not None or self.request.record is not None:
             return ALL
         return None if trace is None or trace.level == OFF else trace.registers or ALL
 
@@ -68,7 +80,8 @@ def load_mediation(request: MediationRequest) -> Mediation:
     found: Any = getattr(_module(where), name, None)
     if not (isinstance(found, type) and issubclass(found, RegisterMap)):
         raise IolaneError(f"mediate={request.registers}: {where} has no register map '{name}'")
-    return Mediation(request, found, getattr(_module(where), HOOKS, None))
+    module = _module(where)
+    return Mediation(request, found, getattr(module, HOOKS, None), recorded_memory(module, found))
 
 
 def _module(where: str) -> Any:
@@ -78,6 +91,19 @@ def _module(where: str) -> Any:
         return importlib.import_module(where)
     except ImportError as error:
         raise IolaneError(f"mediate={where}: {error}", remedy="FILE.py:MAP or package.module:MAP") from error
+
+
+def recorded_memory(module: Any, registers: type[RegisterMap]) -> RecordedMemory | None:
+    """Says which memory of a session is recorded: an instance of MEMORY of the map's module, or of what
+    iolane has for the map; None where there is none.
+    """
+    make = getattr(module, MEMORY, None)
+    if make is None:
+        make = next((make for kind, make in KNOWN_MEMORY.items() if issubclass(registers, kind)), None)
+    if make is None:
+        return None
+    memory: RecordedMemory = make()
+    return memory
 
 
 class MediatedFunctionServer:
@@ -107,12 +133,16 @@ class MediatedFunctionServer:
         with ExitStack() as stack:
             function = stack.enter_context(open_function(self._address))
             mediation = self._mediation
+            recorder = None
+            if mediation.request.record is not None:
+                recorder = stack.enter_context(Recorder(mediation.request.record, memory=mediation.memory))
             mediator = Mediator(
                 function,
                 self._socket,
                 maps={mediation.request.bar: mediation.registers},
                 trap=mediation.trap(self._trace),
                 name=self._name,
+                recorder=recorder,
             )
             if mediation.hooks is not None:
                 mediation.hooks(mediator)
@@ -124,7 +154,9 @@ class MediatedFunctionServer:
             )
             if self._trace is not None:
                 stack.callback(self.served.trace_to_stderr(self._trace))
-            self.device = VfioUserDevice(self._name, self._socket, physical=True)
+            self.device = VfioUserDevice(
+                self._name, self._socket, physical=True, message_timeout_ms=MESSAGE_TIMEOUT_MS
+            )
             self._stack = stack.pop_all()
         return self
 

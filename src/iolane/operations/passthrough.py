@@ -31,7 +31,8 @@ KEYS = {
     "group": "whole: take along what else is in its IOMMU group",
     "mediate": "FILE.py:MAP: iolane in between, which names and traps registers",
     "bar": "the BAR that MAP is for, by default 0",
-    "trap": "names of registers that trap; by default those that are traced or hooked",
+    "trap": "names of registers that trap; by default those that are traced, hooked or recorded",
+    "record": "FILE in which the mediated session is recorded, for iolane replay",
 }
 
 
@@ -79,12 +80,14 @@ def parse_pass(text: str) -> PassRequest:
 def _mediation(text: str, given: dict[str, str]) -> MediationRequest | None:
     registers, bar = given.get("mediate"), given.get("bar", "0")
     if registers is None:
-        if beside := sorted({"bar", "trap"} & given.keys()):
+        if beside := sorted({"bar", "trap", "record"} & given.keys()):
             raise IolaneError(f"pass '{text}': {beside[0]} goes with mediate")
         return None
     if bar not in BARS:
         raise IolaneError(f"pass '{text}': bar is one of {', '.join(BARS)}, not '{bar}'")
-    return MediationRequest(registers=registers, bar=int(bar), trap=given.get("trap"))
+    return MediationRequest(
+        registers=registers, bar=int(bar), trap=given.get("trap"), record=given.get("record")
+    )
 
 
 def default_id(address: PcieId) -> str:

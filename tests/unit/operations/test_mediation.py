@@ -8,8 +8,10 @@ import pytest
 
 from iolane.carriers.vfio import open_function
 from iolane.carriers.vfio_user import VfioUserClient
+from iolane.devices.nvme.recorded_memory import NvmeMemory
 from iolane.errors import IolaneError
 from iolane.model.region import Area
+from iolane.model.trace.recorded import read_recording
 from iolane.operations import mediation
 from iolane.operations.mediation import MediatedFunctionServer, MediationRequest, load_mediation
 from iolane.operations.passthrough import parse_pass
@@ -40,6 +42,7 @@ def test_keys() -> None:
     [
         ("01:00.0,bar=0", "bar goes with mediate"),
         ("01:00.0,trap=*", "trap goes with mediate"),
+        ("01:00.0,record=x", "record goes with mediate"),
         (f"01:00.0,mediate={MAP},bar=6", "not '6'"),
     ],
 )
@@ -124,3 +127,33 @@ def test_the_trace_names_registers(
             client.config_write(4, 2, 0x6)
             client.read(0, 0, 4)
     assert "bar0.ID" in capsys.readouterr().err
+
+
+def test_a_recording(kernel: FakeKernel, tmp_path: Path) -> None:
+    """Then all of the map traps; what the hook changed is in it beside what the hardware said."""
+    file = tmp_path / "changed.py"
+    file.write_text(HOOKED)
+    path = tmp_path / "session.jsonl"
+    request = parse_pass(f"01:00.0,mediate={file}:CardRegisters,record={path}").mediation
+    assert request is not None
+    loaded = load_mediation(request)
+    with MediatedFunctionServer(ADDRESS, "card", tmp_path / "socket", loaded, None) as server:
+        assert server.device.properties("rp1")["x-msg-timeout"] == 120_000
+        with VfioUserClient(server.device.socket) as client:
+            client.negotiate()
+            client.config_write(4, 2, 0x6)
+            client.read(0, 0, 4)
+    recording = read_recording(path)
+    assert recording.complete
+    (event,) = [each for each in recording.events if each.register == "bar0.ID"]
+    assert (event.value, event.seen) == (0, 0xBAD)  # all of the BAR is memory here
+
+
+def test_which_memory_is_recorded(tmp_path: Path) -> None:
+    known = load_mediation(MediationRequest(registers="iolane.devices.nvme.registers:NvmeRegisters"))
+    assert isinstance(known.memory, NvmeMemory)
+    assert load_mediation(MediationRequest(registers=MAP)).memory is None
+    file = tmp_path / "own.py"
+    file.write_text(HOOKED + "\n\nclass RecordedMemory:\n    pass\n")
+    own = load_mediation(MediationRequest(registers=f"{file}:CardRegisters")).memory
+    assert type(own).__name__ == "RecordedMemory"

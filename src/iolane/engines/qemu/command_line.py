@@ -54,6 +54,8 @@ class VfioUserDevice:
     posted_writes: bool = True
     physical: bool = False
     """A physical function is behind it, whose IOMMU holds the guest's memory where it is."""
+    message_timeout_ms: int | None = None
+    """How long QEMU waits for an answer of the server; its own limit is 5 s."""
     virtual: Sequence[Path] = ()
     """Where its virtual functions are served: the functions behind it in its slot. QEMU makes them with the
     machine, and the guest finds them when it enables them; docs/sriov.md says what it does then.
@@ -85,6 +87,8 @@ class VfioUserDevice:
             properties |= {"addr": "0.0", "multifunction": True}
         if not self.posted_writes:
             properties["x-no-posted-writes"] = True
+        if self.message_timeout_ms is not None:
+            properties["x-msg-timeout"] = self.message_timeout_ms
         return properties
 
     def check(self) -> None:
