@@ -28,7 +28,7 @@ from tests.unit.devices.virtio.packet_socket import SocketTap
 
 MEMORY = 1 << 21
 SIZE = 64
-SECONDS = 10.0
+SECONDS = 30.0
 PLAIN = bytes(HEADER.size)
 MAC = bytes.fromhex("020000000001")
 HOST, GUEST = "10.9.0.1", "10.9.0.2"
@@ -79,7 +79,9 @@ class Guest:
     def collect(self, index: int, count: int = 1) -> list[Used]:
         found = self.rings[index].collect()
         while len(found) < count:
-            assert self.front.rings[index].wait_call(5), f"{len(found)} of {count}; {self.net.describe()}"
+            assert self.front.rings[index].wait_call(SECONDS), (
+                f"{len(found)} of {count}; {self.net.describe()}"
+            )
             found += self.rings[index].collect()
         return found
 
@@ -201,7 +203,7 @@ def test_a_stop_while_everything_waits(guest: Guest, wire: SocketTap) -> None:
     rests()
     before = time.monotonic()
     bases = [guest.front.stop(index) for index in range(2)]
-    assert time.monotonic() - before < 1
+    assert time.monotonic() - before < SECONDS / 6
     assert bases == [0, 0]
     assert len(wire.take()) == earlier
     guest.start()
