@@ -95,6 +95,10 @@ def run(
         int, typer.Option("--cpus", min=1, max=255, metavar="N", help="The guest's processors.")
     ] = 1,
     iommu: Annotated[bool, typer.Option("--iommu", help="Put an Intel IOMMU before the devices.")] = False,
+    stop_on_fault: Annotated[
+        bool,
+        typer.Option("--stop-on-fault", help="End the guest when the IOMMU refuses something of a --pass."),
+    ] = False,
     accel: Annotated[
         Accel, typer.Option("--accel", help="auto: KVM where it runs Linux, else TCG.")
     ] = Accel.AUTO,
@@ -164,6 +168,7 @@ def run(
         timeout=UNLIMITED if timeout is None else timeout,
         console_log=console_log,
         trace=parse_trace(trace) if trace else None,
+        stop_on_fault=stop_on_fault,
     )
     report = (lambda line: None) if quiet else progress
     if not command:

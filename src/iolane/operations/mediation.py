@@ -19,6 +19,7 @@ import msgspec
 
 from iolane.carriers.control import check_socket_path
 from iolane.carriers.vfio import open_function
+from iolane.carriers.vfio.address_space import DmaAddressSpace
 from iolane.carriers.vfio.mediator import Mediator
 from iolane.devices.nvme.recorded_memory import NvmeMemory
 from iolane.devices.nvme.registers import NvmeRegisters
@@ -113,11 +114,13 @@ class MediatedFunctionServer:
         mediator: what is in between.
         served: as the control socket and reports see it.
         device: what a machine makes of it.
+        space: what its DMA reaches.
     """
 
     mediator: Mediator
     served: ServedDevice
     device: VfioUserDevice
+    space: DmaAddressSpace
 
     def __init__(
         self, address: PcieId, name: str, socket: Path, mediation: Mediation, trace: TraceRequest | None
@@ -149,6 +152,7 @@ class MediatedFunctionServer:
             stack.enter_context(mediator)
             assert mediator.server is not None
             self.mediator = mediator
+            self.space = function.space
             self.served = ServedDevice(
                 self._name, mediator.device, mediator.server, self._socket, mediator.tracer
             )

@@ -4,6 +4,7 @@ back after it has ended.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -12,6 +13,7 @@ from typing import Self
 import msgspec
 
 from iolane.carriers.control import RunDirectory
+from iolane.carriers.vfio.holder import FunctionHolder
 from iolane.devices.specification import IDENTIFIER, split_commas, suggestion
 from iolane.engines.qemu.command_line import MachineDevice
 from iolane.engines.qemu.vfio import VfioPciDevice
@@ -111,6 +113,7 @@ class PassedFunctions:
         devices: what a machine makes of them.
         drivers: the drivers that they had here, which a guest of Debian's kernel has too.
         mediated: those with iolane in between, as reports see them.
+        holders: tell on the control socket which functions are whose, and what they reach.
     """
 
     def __init__(self, requests: Sequence[PassRequest], trace: TraceRequest | None = None) -> None:
@@ -126,6 +129,7 @@ class PassedFunctions:
         self.devices: list[MachineDevice] = []
         self.drivers: list[str] = []
         self.mediated: list[ServedDevice] = []
+        self.holders: list[FunctionHolder] = []
 
     def __enter__(self) -> Self:
         try:
@@ -155,12 +159,19 @@ class PassedFunctions:
     def _pass(self, request: PassRequest, mediation: Mediation | None) -> None:
         if mediation is None:
             self.devices.append(VfioPciDevice(request.id, request.address, rom=request.rom))
+            self.holders.append(FunctionHolder(request.address, machine_name(), None))
             return
         socket = self._stack.enter_context(RunDirectory()).path / f"{request.id}.sock"
         server = MediatedFunctionServer(request.address, request.id, socket, mediation, self._trace)
         self._stack.enter_context(server)
         self.devices.append(server.device)
         self.mediated.append(server.served)
+        self.holders.append(FunctionHolder(request.address, machine_name(), server.space))
+
+
+def machine_name() -> str:
+    """What the machine of this process is called where functions are told apart by machine."""
+    return f"iolane-{os.getpid()}"
 
 
 def _pairs(requests: Sequence[PassRequest]) -> list[tuple[PassRequest, PassRequest]]:

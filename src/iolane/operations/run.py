@@ -28,10 +28,11 @@ from iolane.engines.qemu.provision import Qemu, obtain_qemu
 from iolane.engines.qemu.vhost_user import VhostUserDevice
 from iolane.engines.qemu.vmlinux import uncompressed
 from iolane.errors import IolaneError
-from iolane.operations.passthrough import PassedFunctions, PassRequest
+from iolane.operations.passthrough import PassedFunctions, PassRequest, machine_name
 from iolane.operations.serving import DeviceServers, Endpoint, images_in_use
 from iolane.operations.terminal import ESCAPE_NAME, interact, require_terminal
 from iolane.operations.tracing import TraceRequest
+from iolane.operations.watching import iommu_watched
 
 UNLIMITED = 30 * 86400.0
 """Seconds: the longest a command in the guest may take when no limit is given."""
@@ -90,6 +91,8 @@ class RunRequest:
     timeout: float = UNLIMITED
     console_log: Path | None = None
     trace: TraceRequest | None = None
+    stop_on_fault: bool = False
+    """End the machine when the IOMMU refuses something of a passed function."""
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,7 +188,9 @@ def machine_with_devices(
     _provide_passt(request, cache)
     with (
         PassedFunctions(request.passed, request.trace) as passed,
-        DeviceServers(request.devices, trace=request.trace, beside=passed.mediated) as servers,
+        DeviceServers(
+            request.devices, trace=request.trace, beside=passed.mediated, holders=passed.holders
+        ) as servers,
     ):
         devices = [*(machine_device(each) for each in servers.endpoints), *passed.devices]
         names = [device.id for device in devices]
@@ -202,10 +207,20 @@ def machine_with_devices(
         machine = QemuMachine(_config(request, devices, passed.drivers, cache, engine, interactive), cache)
         machine.on_dead_server = lambda dead: report(str(dead))
         report(f"booting with {', '.join(names) or 'no device'} on {engine}")
-        with machine:
+        with _watched(machine, request, report), machine:
             if machine.config.has_agent:
                 report(f"up after {machine.boot_seconds:.1f} s")
             yield RunningGuest(machine, servers, engine)
+
+
+def _watched(
+    machine: QemuMachine, request: RunRequest, report: Report
+) -> contextlib.AbstractContextManager[object]:
+    """The IOMMU is watched where functions are passed."""
+    if not request.passed:
+        return contextlib.nullcontext()
+    functions = {each.address for each in request.passed}
+    return iommu_watched(machine, machine_name(), functions, report, stop_on_fault=request.stop_on_fault)
 
 
 def _provide_passt(request: RunRequest, cache: Cache) -> None:

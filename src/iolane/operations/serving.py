@@ -30,6 +30,7 @@ from iolane.devices.specification import Carrier, DeviceSpecification, parse
 from iolane.devices.virtio.block import Block
 from iolane.devices.virtio.net import Net
 from iolane.errors import IolaneError
+from iolane.host.holding import Holder
 from iolane.model.pci import PhysicalFunction
 from iolane.model.virtio import VirtioDevice
 from iolane.model.workers import Workers
@@ -92,12 +93,14 @@ class DeviceServers:
         carrier: Carrier | None = None,
         trace: TraceRequest | None = None,
         beside: Sequence[Served] = (),
+        holders: Sequence[Holder] = (),
     ) -> None:
         wanted = [_carried(parse(device), carrier) for device in devices]
         self._wanted = _named(wanted, name)
         self._socket = socket
         self._trace = trace
         self._beside = beside
+        self._holders = holders
         self._stack = ExitStack()
         self.endpoints: list[Endpoint] = []
 
@@ -149,9 +152,12 @@ class DeviceServers:
                 else:
                     workers = workers or stack.enter_context(Workers(name="device"))
                     self.endpoints.append(self._serve(stack, specification, socket.absolute(), workers))
-        if here := [*self.served, *self._beside]:
+        here = [*self.served, *self._beside]
+        if here or self._holders:
             with INTERRUPTION.held():
-                stack.enter_context(ControlServer(here))
+                control = stack.enter_context(ControlServer(here))
+            for holder in self._holders:
+                control.add_holder(holder)
         for endpoint in self.endpoints:
             if endpoint.process is not None:
                 endpoint.process.wait_ready()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 import pytest
 
+from iolane.carriers.control import held_functions
 from iolane.engines.qemu.vfio import VfioPciDevice
 from iolane.errors import IolaneError
 from iolane.host.taking import Taken
 from iolane.model.pci import PcieId
 from iolane.operations import passthrough
-from iolane.operations.passthrough import PassedFunctions, PassRequest, parse_pass
+from iolane.operations.passthrough import PassedFunctions, PassRequest, machine_name, parse_pass
+from iolane.operations.serving import DeviceServers
 
 DISK, NIC = PcieId(0, 2, 0, 0), PcieId(0, 1, 0x10, 1)
 
@@ -84,6 +87,10 @@ def test_functions_are_given_back_in_reverse(log: list[str]) -> None:
             VfioPciDevice("pci-01-10.1", NIC),
         ]
         assert passed.drivers == ["nvme"]
+        with DeviceServers([], holders=passed.holders):
+            mine = [each for each in held_functions() if each.pid == os.getpid()]
+        assert [(each.function, each.maps) for each in mine] == [(str(DISK), None), (str(NIC), None)]
+        assert {each.machine for each in mine} == {machine_name()}
         assert log == [f"take {DISK}", f"take {NIC}"]
     assert log[2:] == [f"release {NIC}", f"release {DISK}"]
 

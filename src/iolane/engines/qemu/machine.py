@@ -135,6 +135,12 @@ class QemuMachine:
         if slots is not None:
             slots.close()
 
+    def abort(self) -> None:
+        """Ends QEMU at once, from any thread; whoever waits for the guest learns of it."""
+        now = self._now
+        if now is not None:
+            now.process.signal_end()
+
     def powerdown(self, timeout: float = 30.0) -> None:
         """Has the guest power itself off (by its agent, else the ACPI power button) and waits for the end."""
         agent = self._running().agent

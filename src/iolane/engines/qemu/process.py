@@ -76,6 +76,11 @@ class QemuProcess:
             return f"QEMU was ended by {signal.Signals(-status).name}"
         return f"QEMU ended with status {status}"
 
+    def signal_end(self) -> None:
+        """Ends it without waiting, from any thread."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
     def kill(self) -> None:
         """Ends it at once; returns when it is gone and its messages are read."""
         self._finalizer()

@@ -1,0 +1,68 @@
+"""The IOMMU watched while a machine has functions of this host."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from iolane.engines.qemu.cache import Report
+from iolane.engines.qemu.machine import QemuMachine
+from iolane.errors import IolaneError
+from iolane.host.fault_monitor import FaultMonitor
+from iolane.host.faults import Fault
+from iolane.model.pci import PcieId
+
+
+class FaultTeller:
+    """Says which requests of a machine's functions were refused: of any number the first, second, fourth ...,
+    since a guest may cause as many as it likes.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self.count = 0
+
+    def tell(self, fault: Fault) -> None:
+        """Take a fault; those of other functions are not ours to tell."""
+        if fault.machine is None:
+            return
+        self.count += 1
+        if not self.count & (self.count - 1):
+            ordinal = "" if self.count == 1 else f" ({self.count} by now)"
+            self._report(f"IOMMU fault{ordinal}: {fault}")
+
+
+@contextmanager
+def iommu_watched(
+    machine: QemuMachine,
+    name: str,
+    functions: Collection[PcieId],
+    report: Report,
+    *,
+    stop_on_fault: bool = False,
+) -> Iterator[FaultTeller]:
+    """Report what the IOMMU refuses these functions; with `stop_on_fault` the first ends the machine.
+
+    Where the kernel's log can't be read this is said, and nothing is watched.
+    """
+    teller = FaultTeller(report)
+
+    def stop(_: str, fault: Fault) -> None:
+        report(f"the machine is ended by its IOMMU fault: {fault}")
+        machine.abort()
+
+    monitor = FaultMonitor(
+        notify=teller.tell,
+        machine_of=lambda address: name if address in functions else None,
+        stop_machine=stop if stop_on_fault else None,
+    )
+    try:
+        monitor.start()
+    except IolaneError as error:
+        if stop_on_fault:
+            raise
+        report(f"IOMMU faults are not watched: {error}")
+    try:
+        yield teller
+    finally:
+        monitor.stop()
