@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from iolane.lab.environment import checkout, command_line, environment
 from iolane.lab.fault_trace import EVENTS, TraceRecord, parse_trace
 from iolane.lab.hardware import DEFAULT_DEVICES, Iommu, Kind, LabDevice, PlacedDevice
 from iolane.lab.package import package_files
+from iolane.lab.scratch import scratch_folder
 from iolane.model.pci.pcie_id import PcieId
 from iolane.operations.interruption import INTERRUPTION
 
@@ -236,7 +236,7 @@ class Lab:
 
     def _start(self) -> None:
         with INTERRUPTION.held():
-            scratch = Path(self._undo.enter_context(tempfile.TemporaryDirectory(prefix="iolane-lab-")))
+            scratch = self._undo.enter_context(scratch_folder())
         self.share = self._share(scratch)
         self._make_disks(scratch)
         trace = scratch / "trace"
