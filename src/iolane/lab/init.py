@@ -32,6 +32,10 @@ MODULES = (
     "igb",
     "igbvf",
     "e1000e",
+    "ahci",
+    "i2c-i801",
+    "ext4",
+    "crc32c_generic",
     "kvm-amd",
     "tun",
 )
