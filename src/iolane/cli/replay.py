@@ -55,7 +55,8 @@ def replay(
         f"{recording}: {result.accesses} accesses, {result.interrupts} interrupts,"
         f" {result.memory} pieces of memory replayed{lost}{torn}"
     )
-    print(f"{result.skipped} accesses not replayed (config space), {result.timing} polls out of step")
+    steps = f"{result.timing} polls and interrupts out of step"
+    print(f"{result.skipped} accesses of config space not replayed, {steps}")
     for pattern, count in result.ignored.items():
         why = f": {reasons[pattern]}" if reasons[pattern] else ""
         print(f"ignored {pattern}, {count} times{why}")

@@ -97,11 +97,14 @@ class NvmeMemory:
             yield from self._submitted(self._submission[doorbell // 2], access.value, dma)
 
     def after(self, kind: InterruptIndex, vector: int, dma: DmaSpace) -> Iterator[Seen]:
-        if self._shadow:
-            yield from self._shadowed(dma)
+        # Completions first: a tail that is read later covers every command that they are of.
+        completed: list[Seen] = []
         for queue in list(self._completion.values()):
             if kind is not InterruptIndex.MSIX or queue.vector == vector:
-                yield from self._completed(queue, dma)
+                completed += self._completed(queue, dma)
+        if self._shadow:
+            yield from self._shadowed(dma)
+        yield from completed
 
     # Registers.
 
@@ -140,7 +143,8 @@ class NvmeMemory:
             except DmaFault:
                 return
             tail = int.from_bytes(page[8 * queue.qid : 8 * queue.qid + 4], "little")
-            yield MemoryPart(self._shadow, size, "shadow doorbells", data=page)
+            if tail != queue.tail:
+                yield MemoryPart(self._shadow, size, "shadow doorbells", data=page)
         if tail >= queue.entries:
             return
         while queue.tail != tail:
@@ -265,22 +269,24 @@ class NvmeMemory:
             taken += 1
             queue.head += 1
             if queue.head == queue.entries:
-                yield self._part(queue, start, queue.head)
+                yield self._part(queue, start, queue.head, dma)
                 queue.head = start = 0
                 queue.phase ^= 1
         if queue.head > start:
-            yield self._part(queue, start, queue.head)
+            yield self._part(queue, start, queue.head, dma)
 
     @staticmethod
-    def _part(queue: _Completion, start: int, stop: int) -> MemoryPart:
+    def _part(queue: _Completion, start: int, stop: int, dma: DmaSpace) -> MemoryPart:
+        address, length = queue.base + COMPLETION * start, COMPLETION * (stop - start)
         return MemoryPart(
-            queue.base + COMPLETION * start,
-            COMPLETION * (stop - start),
+            address,
+            length,
             f"cq{queue.qid}",
             op=LEFT,
             fields=COMPLETION_FIELDS,
             stride=COMPLETION,
             key=("SQID", "CID"),
+            data=dma.read(address, length),
         )
 
     # Shadow doorbells.

@@ -10,6 +10,7 @@ from iolane.model.trace.recorded import RecordedEvent
 from iolane.model.trace.recording import MemoryField
 from iolane.model.trace.target import Part, Target
 
+Key = tuple[object, ...]
 _INDEX = re.compile(r"\[\d+\]$")
 
 
@@ -57,40 +58,75 @@ def _compare_part(line: int, part: Part, recorded: int, replayed: int) -> Iterat
         yield Difference(line, part.name, f"{recorded:#x}", f"{replayed:#x}")
 
 
-def compare_memory(event: RecordedEvent, recorded: bytes, replayed: bytes) -> Iterator[Difference]:
-    """By field of each record, records being found by their key; without fields byte by byte."""
-    place = f"memory.{_INDEX.sub('', event.name)}"
-    if not event.fields:
-        if recorded != replayed:
-            first = next(n for n, (a, b) in enumerate(zip(recorded, replayed, strict=True)) if a != b)
-            yield Difference(event.line, place, recorded[first:][:16].hex(), replayed[first:][:16].hex())
-        return
-    stride = event.stride or len(recorded)
-    ours = [replayed[start : start + stride] for start in range(0, len(replayed), stride)]
-    for start in range(0, len(recorded), stride):
-        theirs = recorded[start : start + stride]
-        match = _matching(event, theirs, ours) if event.key else ours[start // stride]
-        if match is None:
-            key = ", ".join(f"{name} {_value(event, name, theirs)}" for name in event.key)
-            yield Difference(event.line, place, key, "nothing of the kind")
-            continue
-        for item in event.parts:
-            values = _take(item, theirs), _take(item, match)
+class MemoryComparison:
+    """Compares memory that the device left. Records with a key are found by it, wherever and whenever the
+    model left them: a device completes what it was asked for in an order of its own.
+    """
+
+    def __init__(self) -> None:
+        self._recorded: dict[Key, list[Record]] = {}
+        self._replayed: dict[Key, list[Record]] = {}
+
+    def compare(self, event: RecordedEvent, recorded: bytes, replayed: bytes) -> Iterator[Difference]:
+        """By field of each record; without fields byte by byte."""
+        place = f"memory.{_INDEX.sub('', event.name)}"
+        if not event.fields:
+            if recorded != replayed:
+                first = next(n for n, (a, b) in enumerate(zip(recorded, replayed, strict=True)) if a != b)
+                shown = [data[first : first + 16].hex() for data in (recorded, replayed)]
+                yield Difference(event.line, place, *shown)
+            return
+        stride = event.stride or len(recorded)
+        for start in range(0, len(recorded), stride):
+            theirs = Record(event, place, recorded[start : start + stride])
+            ours = Record(event, place, replayed[start : start + stride])
+            if not event.key:
+                yield from theirs.compare(ours)
+                continue
+            self._recorded.setdefault(theirs.key, []).append(theirs)
+            self._replayed.setdefault(ours.key, []).append(ours)
+            for key in {theirs.key, ours.key}:
+                yield from self._match(key)
+
+    def _match(self, key: Key) -> Iterator[Difference]:
+        recorded, replayed = self._recorded.get(key, []), self._replayed.get(key, [])
+        while recorded and replayed:
+            yield from recorded.pop(0).compare(replayed.pop(0))
+
+    def rest(self) -> Iterator[Difference]:
+        """Records that the model never left."""
+        for records in self._recorded.values():
+            for record in records:
+                yield Difference(record.event.line, record.place, record.shown, "nothing of the kind")
+
+
+class Record(NamedTuple):
+    """A record in memory."""
+
+    event: RecordedEvent
+    place: str
+    data: bytes
+
+    @property
+    def key(self) -> Key:
+        """What tells it from others."""
+        return self.place, *(self._value(name) for name in self.event.key)
+
+    @property
+    def shown(self) -> str:
+        """Its key for a person."""
+        return ", ".join(f"{name} {self._value(name)}" for name in self.event.key)
+
+    def _value(self, name: str) -> int:
+        return next((_take(item, self.data) for item in self.event.parts if item.name == name), 0)
+
+    def compare(self, other: Record) -> Iterator[Difference]:
+        """The fields in which they differ."""
+        for item in self.event.parts:
+            values = _take(item, self.data), _take(item, other.data)
             if values[0] != values[1]:
-                yield Difference(event.line, f"{place}.{item.name}", f"{values[0]:#x}", f"{values[1]:#x}")
-
-
-def _matching(event: RecordedEvent, record: bytes, records: list[bytes]) -> bytes | None:
-    """The record of the same key; it is taken out."""
-    wanted = [_value(event, name, record) for name in event.key]
-    for place, other in enumerate(records):
-        if [_value(event, name, other) for name in event.key] == wanted:
-            return records.pop(place)
-    return None
-
-
-def _value(event: RecordedEvent, name: str, record: bytes) -> int:
-    return next((_take(item, record) for item in event.parts if item.name == name), 0)
+                place = f"{self.place}.{item.name}"
+                yield Difference(self.event.line, place, f"{values[0]:#x}", f"{values[1]:#x}")
 
 
 def _take(item: MemoryField, record: bytes) -> int:

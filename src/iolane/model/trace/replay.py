@@ -21,7 +21,7 @@ from iolane.model.interrupts import InterruptIndex, TableOwner
 from iolane.model.pci.function import PciDevice
 from iolane.model.pci.header import Type0Header
 from iolane.model.region import Region
-from iolane.model.trace.comparison import Difference, compare_memory, compare_registers
+from iolane.model.trace.comparison import Difference, MemoryComparison, compare_registers
 from iolane.model.trace.names import NameFilter
 from iolane.model.trace.recorded import RecordedEvent, Recording
 from iolane.model.trace.target import Target
@@ -42,7 +42,9 @@ class ReplayResult:
     memory: int = 0
     """Pieces of memory that were compared."""
     timing: int = 0
-    """Reads of a polled register in which the model was ahead or behind."""
+    """Reads of a polled register in which the model was ahead or behind, and interrupts that it has raised as
+    one.
+    """
     differences: list[Difference] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
     """Pattern -> differences that it explains."""
@@ -90,6 +92,12 @@ class Replay:
         self._targets: dict[tuple[str, int, int], Target] = {}
         self._raised: Counter[tuple[str, int]] = Counter()
         self._recorded = {(event.kind, event.vector) for event in recording.events if event.op == "interrupt"}
+        self._told = 0
+        """Times that the device was told something: given memory or, in a recording without, written to."""
+        self._told_at: dict[tuple[str, int], int] = {}
+        """Interrupt -> `_told` when the model last raised it."""
+        self._by_memory = any(event.op == "given" for event in recording.events)
+        self._left_behind = MemoryComparison()
         self._memory = -1
         self._polls = _polls(recording.events)
 
@@ -109,6 +117,8 @@ class Replay:
             self._connect()
             for number, event in enumerate(self.recording.events):
                 self._step(number, event)
+            for difference in self._left_behind.rest():
+                self._tell(difference)
             self._check_extra_interrupts()
         return self.result
 
@@ -134,7 +144,9 @@ class Replay:
                     group.connect(vector, os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
 
     def _observe(self, kind: InterruptIndex, vector: int) -> None:
-        self._raised[kind.name.lower(), vector] += 1
+        key = kind.name.lower(), vector
+        self._raised[key] += 1
+        self._told_at[key] = self._told
 
     # One event.
 
@@ -143,6 +155,7 @@ class Replay:
         behind = event.at - device.clock.now_ns()
         if behind > 0:
             device.clock.advance(behind)
+        self._told += event.op == ("given" if self._by_memory else "write")
         with device.lock:
             if event.op in ("read", "write"):
                 self._access(number, event)
@@ -207,7 +220,9 @@ class Replay:
     def _interrupt(self, event: RecordedEvent) -> None:
         self.result.interrupts += 1
         key = event.kind, event.vector
-        if not self._raised[key]:
+        if not self._raised[key] and self._told_at.get(key) == self._told:
+            self.result.timing += 1  # one interrupt of the model's for several of the hardware's
+        elif not self._raised[key]:
             name = f"interrupt.{event.kind.upper()}[{event.vector}]"
             self._tell(Difference(event.line, name, "raised", "not raised"))
         self._raised[key] = 0  # several may have become one
@@ -222,7 +237,7 @@ class Replay:
             found = self.device.dma.read(event.iova, len(content))
         except DmaFault:
             found = os.pread(self._memory, len(content), event.iova)
-        for difference in compare_memory(event, content, found):
+        for difference in self._left_behind.compare(event, content, found):
             self._tell(difference)
 
     def _check_extra_interrupts(self) -> None:
