@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from iolane.cli.bench_lanes import lanes
 from iolane.cli.bench_net import net
 from iolane.cli.output import Json, print_json, print_table, progress
 
@@ -117,3 +118,4 @@ def block(
 
 
 app.command("net")(net)
+app.command("lanes")(lanes)
