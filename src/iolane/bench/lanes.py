@@ -48,7 +48,11 @@ rounds of {milliseconds} ms. **The lab's processor is emulated, and so is its NV
 would mean little and are left out.** Rate, p50, p99 and host CPU (QEMU, which runs the guest too, and our
 server) are ratios to direct passthrough. The counts are for one request: how often the guest's processor
 was left (KVM's count), how often because it waited for an interrupt (HLT), how often for a register access
-that QEMU had to handle, how many accesses or kicks reached iolane, and the guest's message interrupts.
+that QEMU had to handle, how many accesses or kicks reached iolane, and the guest's message interrupts. The
+rates flatter the passed disk: it is hardware, which the lab's QEMU emulates at full speed outside, while
+what serves the other disks runs on the emulated processor; on a real host the rates should lie closer
+together, which nobody has measured yet. Direct and mediated make the same accesses: how far their rates and
+times lie apart is this machine's noise.
 """
 
 
