@@ -13,8 +13,8 @@ settings.load_profile("iolane")  # how long an example takes says how busy the m
 
 
 class ByGuest(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Where several processes share the tests, a file stays whole, since its guest boots once; so does the lab,
-    for all of its files.
+    """Where several processes share the tests, a file stays whole, since its guest boots once; so does the
+    lab, for all of its files.
     """
 
     def _split_scope(self, nodeid: str) -> str:
