@@ -226,7 +226,7 @@ def test_tcp_both_ways(guest: Guest, name: str, size: int) -> None:
 @pytest.mark.parametrize("name", NETS)
 def test_offloads_and_queues_are_in_use(guest: Guest, name: str) -> None:
     """Segments are larger than packets on a wire, both ways; both queue pairs are there and were used."""
-    _exchange(guest, name, 2 * MB)
+    _exchange(guest, name, 8 * MB)  # the connections before are small
     net = guest.nets[name]
     assert int(net.host_offloads) == 0xF
     assert int(net.guest_offloads) == 0xF

@@ -279,7 +279,8 @@ def test_qemu_that_does_not_start() -> None:
 
 
 OWNER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background commands ignore it
 from iolane.engines.qemu.command_line import Accelerator
 from iolane.engines.qemu.machine import MachineConfig, QemuMachine
 with QemuMachine(MachineConfig(accelerator=Accelerator.TCG, ports=0, paused=True)) as machine:
@@ -301,5 +302,6 @@ def test_nothing_outlives_its_owner(end: signal.Signals, tmp_path: Path) -> None
             assert owner.wait(30) != 0
             assert select.select([qemu], [], [], 20)[0]  # readable: the process has ended
         finally:
+            owner.kill()
             os.close(qemu)
     assert list(tmp_path.iterdir()) == []
