@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import time
+from collections.abc import Callable
 
 from iolane.carriers.vfio import DmaMemory, Vectors, VfioFunction
 from iolane.model.registers import Field, Register32, RegisterMap, register, register_array
@@ -17,7 +18,7 @@ RING, ENTRIES = 8 * 16, 8
 TX_RING, RX_RING, TX_DATA, RX_DATA = 0x0000, 0x1000, 0x2000, 0x3000
 RESET, SET_MAC = 0x01, 0x02
 ACK, NACK, CLEAR_TO_SEND = 1 << 31, 1 << 30, 1 << 29
-WAIT_S = 10.0
+WAIT_S, TRIES = 5.0, 6
 
 
 class Mailbox(Register32):
@@ -76,20 +77,29 @@ class Igbvf:
         self._reset(mac)
         self._rings()
 
-    def _until(self, what: str, true: object) -> None:
+    def _comes_true(self, true: Callable[[], object]) -> bool:
         deadline = time.monotonic() + WAIT_S
-        while not true():  # type: ignore[operator]
-            assert time.monotonic() < deadline, what
+        while not true():
+            if time.monotonic() >= deadline:
+                return False
+        return True
 
     def _message(self, *words: int) -> list[int]:
-        """Send a message to the physical function's driver, take its answer."""
+        """Send a message to the physical function's driver, take its answer.
+
+        A message of the driver's own (the link changed) may overwrite ours in the shared buffer: it is sent
+        again then.
+        """
         registers = self.registers
-        registers.MAILBOX = Mailbox.make(VFU=1)
-        for place, word in enumerate(words):
-            registers.MBMEM[place] = word
-        registers.MAILBOX = Mailbox.make(REQ=1)
-        # Other messages may come first, such as that the link changed.
-        self._until("no answer by mailbox", lambda: int(registers.MBMEM[0]) & (ACK | NACK))
+        for _ in range(TRIES):
+            registers.MAILBOX = Mailbox.make(VFU=1)
+            for place, word in enumerate(words):
+                registers.MBMEM[place] = word
+            registers.MAILBOX = Mailbox.make(REQ=1)
+            if self._comes_true(lambda: int(registers.MBMEM[0]) & (ACK | NACK)):
+                break
+        else:
+            raise AssertionError("no answer by mailbox")
         answer = [int(word) for word in list(registers.MBMEM)[:3]]
         registers.MAILBOX = Mailbox.make(ACK=1)
         return answer
@@ -112,7 +122,8 @@ class Igbvf:
         registers.RDLEN = RING
         registers.SRRCTL = 2 | 1 << 25  # 2 KiB buffers, advanced descriptors of one buffer
         registers.RXDCTL = QueueControl.make(ENABLE=1)
-        self._until("queues are not enabled", lambda: registers.TXDCTL.ENABLE and registers.RXDCTL.ENABLE)
+        enabled = self._comes_true(lambda: registers.TXDCTL.ENABLE and registers.RXDCTL.ENABLE)
+        assert enabled, "queues are not enabled"
         self.memory.view[RX_RING : RX_RING + 16] = struct.pack("<QQ", base + RX_DATA, 0)
         registers.RDT = 1
 
