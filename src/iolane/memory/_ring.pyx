@@ -68,11 +68,9 @@ cdef enum:
     FINISHED = 2
     PAGE = 4096
     FLIGHTS = 256
-    POLL_LONGEST = 200000  # ns; a processor that sleeps may need 50 us to wake the driver, and as long to wake us
-    POLL_LONGEST_FLYING = 50000  # while the kernel transfers, and tells when it has
+    POLL_LONGEST = 200000  # ns; a processor that sleeps may take 50 us to wake, and a disk 100 us to read
     POLL_SHORTEST = 1000
     POLL_MS = 1  # how often a ring without a kick descriptor is looked at
-    ALONE = 16  # so many requests in a row came by themselves: the next will
 
 cdef enum:
     E_CHAIN = 0
@@ -152,7 +150,7 @@ cdef class CompiledQueue:
     cdef uint16_t *asked  # heads whose transfer failed, at most `size`: each is in flight once
     cdef uint32_t free_count, flight_count, asked_count
     cdef Uring uring
-    cdef uint32_t under_way, alone
+    cdef uint32_t under_way
     cdef uint64_t poll_ns, poll_longest
     cdef bint draining
     cdef uint16_t top  # of packets: the available index as it was seen last
@@ -379,7 +377,7 @@ cdef class CompiledQueue:
         """Rings, and a network in memory, can be looked at for nothing; to ask a tap is a system call."""
         if self.rest == REST_NETWORK and self.net.port.kind == PORT_TAP:
             return True
-        return now_ns() - since >= self._patience() or self.stopping or self.broken
+        return now_ns() - since >= self.poll_ns or self.stopping or self.broken
 
     cdef int _take_batch(self, uint16_t *head) noexcept nogil:
         cdef uint16_t top, waiting, position
@@ -413,10 +411,6 @@ cdef class CompiledQueue:
             self.inflight_table[head].counter = self.inflight_counter
             self.inflight_counter += 1
             ring_store8(&self.inflight_table[head].inflight, 1)
-
-    cdef uint64_t _patience(self) noexcept nogil:
-        """How long to look before sleeping."""
-        return min(self.poll_ns, <uint64_t>POLL_LONGEST_FLYING) if self.under_way else self.poll_ns
 
     cdef bint _full(self) noexcept nogil:
         return self.uring.open and self.free_count == 0

@@ -41,7 +41,7 @@ cdef bint block_transfer(CompiledQueue queue, uint16_t head, Pieces *pieces, bin
         if ring_load32(queue.path.broken):
             return False
     elif queue.path.mode == MODE_DIRECT:
-        if queue.uring.open and not block_alone(queue):
+        if queue.uring.open:
             return block_fly(queue, head, pieces, is_read, offset, total)
         if not block_wait(queue, pieces, is_read, offset, total):
             return False
@@ -56,15 +56,6 @@ cdef bint block_transfer(CompiledQueue queue, uint16_t head, Pieces *pieces, bin
         return False
     block_done(queue, head, pieces, is_read, total)
     return True
-
-
-cdef bint block_alone(CompiledQueue queue) noexcept nogil:
-    """Whether the driver has one request at a time: to wait for it costs less than to be told of its end."""
-    if queue.under_way or ring_load16(queue.available + 1) != queue.last_available:
-        queue.alone = 0
-        return False
-    queue.alone = min(queue.alone + 1, <uint32_t>ALONE)
-    return queue.alone == ALONE
 
 
 cdef bint block_wait(CompiledQueue queue, Pieces *pieces, bint is_read, uint64_t offset, uint32_t total) noexcept nogil:

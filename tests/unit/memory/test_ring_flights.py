@@ -116,27 +116,6 @@ def test_what_is_under_way_is_in_flight(pipe: Pipe) -> None:
         pipe.fill()
 
 
-def test_who_sends_one_request_at_a_time_is_served_by_waiting(pipe: Pipe) -> None:
-    """A pipe tells which way a read went: `preadv2` refuses it, and Python is asked."""
-    with RingRig(pipe.path) as rig:
-        for number in range(1, 16):
-            pipe.fill()
-            rig.send(IN, 0, 512)
-            rig.wait(1)
-            assert rig.queue.requests == number
-        assert rig.events == []
-        head = rig.send(IN, 0, 512)
-        rig.wait(1)
-        assert rig.events == [(CHAIN, head)]
-        rig.stop()
-        pipe.fill(2)
-        rig.send(IN, 0, 512)
-        rig.send(IN, 0, 512)
-        rig.start()
-        rig.wait(2)
-        assert len(rig.events) == 1, "two at once go by io_uring again"
-
-
 def marked(log: Mapping) -> set[int]:
     """Guest pages that are marked, relative to the memory's start."""
     bits = int.from_bytes(bytes(memoryview(log)), "little")
