@@ -95,6 +95,7 @@ def test_both_carriers_on_one_command_line() -> None:
     hardware = Hardware("m", Accelerator.TCG, devices=devices, incoming=True)
     words = command_line(hardware)
     assert words[words.index("-incoming") + 1] == "defer"
+    assert "-S" in words, "it does not go on by itself"
     made = [json.loads(word) for word in words if word.startswith("{")]
     assert [(each["driver"], each["bus"]) for each in made] == [
         ("vfio-user-pci", "port1"),

@@ -258,7 +258,7 @@ def _boot(hardware: Hardware) -> list[str]:
         raise IolaneError("an initrd without a kernel", remedy="name the kernel too")
     if hardware.reboot_stops:
         arguments += ["-action", "reboot=shutdown"]
-    if hardware.paused:
+    if hardware.paused or hardware.incoming:  # who comes does not go on by itself
         arguments.append("-S")
     if hardware.incoming:
         arguments += ["-incoming", "defer"]

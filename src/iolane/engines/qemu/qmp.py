@@ -45,7 +45,8 @@ class Qmp:
         self._lost = False
         self._client: QMPClient | None = None
         self._reader: asyncio.Task[None] | None = None
-        self._listeners: list[Callable[[Event], None]] = []
+        self._listeners: list[Callable[[Event], object]] = []
+        self._on_lost: list[Callable[[], object]] = []
         self._thread.start()
 
     def in_thread(self, function: Callable[[], T]) -> T:
@@ -60,9 +61,37 @@ class Qmp:
         """Takes over a connected socket and negotiates."""
         self._wait(self._connect(connection), timeout)
 
-    def add_listener(self, listener: Callable[[Event], None]) -> None:
-        """`listener` gets every event, in the loop thread; it must not wait and not call back."""
-        self._listeners.append(listener)
+    def add_listener(
+        self, listener: Callable[[Event], object], on_lost: Callable[[], object] = lambda: None
+    ) -> Callable[[], None]:
+        """`listener` gets every event, and `on_lost` is called when QEMU is gone (at once, if it is already):
+        in the loop thread, so neither may wait or call back. Returns what ends it.
+        """
+
+        def remove() -> None:
+            with self._changed:
+                if listener in self._listeners:
+                    self._listeners.remove(listener)
+                    self._on_lost.remove(on_lost)
+
+        with self._changed:
+            self._listeners.append(listener)
+            self._on_lost.append(on_lost)
+            lost = self._lost
+        if lost:
+            on_lost()
+        return remove
+
+    def give_descriptor(self, name: str, fd: int) -> None:
+        """QEMU gets a duplicate of `fd` under a name (getfd). Raises QmpError when it refuses."""
+        client = self._client
+        if client is None or self._lost:
+            raise QmpLostError("QEMU is gone")
+        try:
+            self.in_thread(lambda: client.send_fd_scm(fd))
+        except (QMPError, OSError) as error:
+            raise QmpLostError("QEMU is gone") from error
+        self.execute("getfd", fdname=name)
 
     def execute(self, command: str, timeout: float = 30.0, /, **arguments: object) -> Any:
         """Runs a command and returns what it returns."""
@@ -152,6 +181,9 @@ class Qmp:
             with self._changed:
                 self._lost = True
                 self._changed.notify_all()
+                on_lost = list(self._on_lost)
+            for tell in on_lost:
+                tell()
 
     async def _closed(self, client: QMPClient) -> None:
         with contextlib.suppress(QMPError, OSError, EOFError):
@@ -162,7 +194,8 @@ class Qmp:
             self._events.append((self._count, event))
             self._count += 1
             self._changed.notify_all()
-        for listener in self._listeners:
+            listeners = list(self._listeners)
+        for listener in listeners:
             listener(event)
 
     async def _disconnect(self, client: QMPClient) -> None:
