@@ -144,8 +144,18 @@ def create(specification: DeviceSpecification | str, *, name: str | None = None)
     with _told_of(wanted):
         made = kind(**convert_options(kind, wanted.options))
         device = VirtioPci(made) if isinstance(made, VirtioDevice) else made
-    device.name = device.dma.device = name or wanted.id or device.name
+        device.name = device.dma.device = name or wanted.id or device.name
+        if wanted.state is not None:
+            _bring_back(device, Path(wanted.state))
     return device
+
+
+def _bring_back(device: PciDevice, file: Path) -> None:
+    try:
+        device.bring_back(file.read_bytes())
+    except BaseException:
+        device.close()
+        raise
 
 
 def create_virtio(specification: DeviceSpecification | str, *, name: str | None = None) -> VirtioDevice:
@@ -156,6 +166,11 @@ def create_virtio(specification: DeviceSpecification | str, *, name: str | None 
         raise IolaneError(
             f"{wanted.name}: presentation= is for a PCI function of ours, with vhost-user it is QEMU's",
             remedy="add carrier=vfio-user",
+        )
+    if wanted.state is not None:
+        raise IolaneError(
+            f"{wanted.name}: state= is for a PCI function of ours, with vhost-user QEMU moves the state",
+            remedy="add carrier=vfio-user, or leave state= out",
         )
     with _told_of(wanted):
         device = kind(**convert_options(kind, wanted.options))

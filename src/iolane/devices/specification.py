@@ -24,6 +24,7 @@ ENGINE_KEYS = {
     "process": "own: the device gets a process of its own; shared (default): one for all devices",
     "socket": "the socket of a device that another process serves",
     "carrier": "vfio-user or vhost-user; by default vhost-user for block and net, else vfio-user",
+    "state": "the file with the state in which the device was unplugged elsewhere, from which it goes on",
 }
 """Keys that belong to whoever runs the device; everything else is an option of the device."""
 
@@ -43,10 +44,14 @@ class DeviceSpecification(msgspec.Struct, frozen=True, kw_only=True):
     socket: str | None = None
     carrier: Carrier | None = None
     """None: what the name says, see `iolane.devices.registry.carrier_of`."""
+    state: str | None = None
+    """The file that the device comes back from, see `PciDevice.bring_back`."""
 
     def device_text(self) -> str:
         """The device alone, as its own process is told to serve it."""
         pairs = [(name, value) for name, values in self.options.items() for value in values]
+        if self.state is not None:
+            pairs.append(("state", self.state))
         parts = [self.name, *(f"{name}={value}" for name, value in pairs)]
         return ",".join(part.replace(",", ",,") for part in parts)
 
@@ -85,6 +90,7 @@ def parse(text: str) -> DeviceSpecification:
         own_process=engine.get("process") == "own",
         socket=engine.get("socket"),
         carrier=Carrier(engine["carrier"]) if "carrier" in engine else None,
+        state=engine.get("state"),
     )
 
 
@@ -109,8 +115,9 @@ def _check(text: str, name: str, options: dict[str, list[str]], engine: dict[str
         return
     if not engine["socket"]:
         raise IolaneError(f"device '{text}': socket needs a path")
-    if options or "process" in engine:
-        given = ", ".join([*options, *(key for key in ("process",) if key in engine)])
+    here = [*options, *(key for key in ("process", "state") if key in engine)]
+    if here:
+        given = ", ".join(here)
         raise IolaneError(
             f"device '{text}': {given} can't be given with socket=, the device is served elsewhere",
             remedy="give the options to its `iolane serve`",

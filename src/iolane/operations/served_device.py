@@ -9,6 +9,7 @@ from typing import Literal
 
 from iolane.carriers.control import DeviceReport, SetTrace, Sink
 from iolane.carriers.vfio_user import EventKind, VfioUserServer
+from iolane.errors import IolaneError
 from iolane.model.pci.served import ServedFunction
 from iolane.model.region import RegionIndex
 from iolane.model.reset import ResetKind
@@ -19,6 +20,8 @@ FAULTS_SHOWN = 5
 UNMODELLED_SHOWN = 32
 ACCESSES_SHOWN = 512
 TROUBLE = (EventKind.FAILED, EventKind.WARNING)
+CLEANUP_S = 5.0
+"""How long it may take to clean up after a client that has just left."""
 
 
 class ServedDevice:
@@ -144,6 +147,14 @@ class ServedDevice:
         """Reset it, as the carrier's reset or a function-level reset does."""
         with self.device.lock:
             self.device.reset(ResetKind.FLR if kind == "flr" else ResetKind.CONVENTIONAL)
+
+    def save(self) -> bytes:
+        """Its state, as `state=` takes it. Refused while a guest has the device."""
+        if not self.device.migratable:
+            raise IolaneError(f"{self.name} is hardware: its state can't be saved")
+        if not self.server.wait_idle(CLEANUP_S):
+            raise IolaneError(f"{self.name} is not saved: a guest has it", remedy="unplug it first")
+        return self.device.save()
 
 
 def _spin(notice: GuestSpins) -> str:

@@ -117,6 +117,13 @@ class ServedVirtio:
             )
         self.device.reset()
 
+    def save(self) -> bytes:
+        """Refused: QEMU has what there is to save of it."""
+        raise IolaneError(
+            f"{self.name} is not saved: with vhost-user the front end has its state",
+            remedy="migrate the machine, it comes along",
+        )
+
 
 def _number(value: int | float | str | None) -> int:
     return value if isinstance(value, int) else 0

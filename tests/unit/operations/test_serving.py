@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from iolane.carriers.control import serving
+from iolane.carriers.control import ControlClient, find_device, serving
+from iolane.carriers.vfio_user import VfioUserClient
+from iolane.devices.registry import create, create_virtio
 from iolane.errors import IolaneError
 from iolane.operations.serving import DeviceServers
 from iolane.operations.tracing import TraceRequest, parse_trace
 
+ADDER = Path(__file__).parents[3] / "examples" / "adder.py"
+PROCESSES = pytest.mark.parametrize("process", ["", ",process=own"])
 GRUMPY = '''
 from iolane import PciDevice
 
@@ -65,7 +69,7 @@ def test_every_device_has_a_name(runtime: Path, file: Path) -> None:
     assert list(runtime.iterdir()) == []
 
 
-@pytest.mark.parametrize("process", ["", ",process=own"])
+@PROCESSES
 def test_virtual_functions_are_served_beside_their_physical_one(runtime: Path, process: str) -> None:
     with DeviceServers([f"sriov,id=shared{process}", "edu"]) as servers:
         shared, edu = servers.endpoints
@@ -129,3 +133,56 @@ def test_what_to_trace(text: str, request_: TraceRequest) -> None:
 def test_no_such_trace_level() -> None:
     with pytest.raises(IolaneError, match=r"no trace level is called 'field' \(did you mean fields\?\)"):
         parse_trace("field")
+
+
+@PROCESSES
+def test_a_device_goes_on_from_a_saved_state(runtime: Path, tmp_path: Path, process: str) -> None:
+    """Registers of its BARs come back; a guest that has it keeps it from being saved."""
+    file, text = tmp_path / "a,b.state", f"{ADDER}:Adder,id=adder{process}"
+    with DeviceServers([text]) as servers:
+        with VfioUserClient(servers.endpoints[0].socket) as client:
+            client.negotiate()
+            client.write(0, 0x00, 4, 40)
+            client.write(0, 0x04, 4, 2)
+            client.write(0, 0x0C, 4, 1)
+        save(file)
+    with DeviceServers([f"{text},state={str(file).replace(',', ',,')}"]) as servers:
+        with VfioUserClient(servers.endpoints[0].socket) as client:
+            client.negotiate()
+            client.reset()
+            assert [client.read(0, offset, 4) for offset in (0x00, 0x04, 0x08)] == [40, 2, 42]
+
+
+def save(file: Path) -> None:
+    path, _ = find_device("adder")
+    with ControlClient(path) as client:
+        client.save("adder", file)
+
+
+def test_a_device_that_a_guest_has_is_not_saved(
+    runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iolane.operations.served_device.CLEANUP_S", 0.01)
+    with DeviceServers([f"{ADDER}:Adder,id=adder"]) as servers:
+        with VfioUserClient(servers.endpoints[0].socket) as client:
+            client.negotiate()
+            with pytest.raises(IolaneError, match=r"adder is not saved: a guest has it \(unplug it first\)"):
+                save(tmp_path / "state")
+            assert not (tmp_path / "state").exists()
+
+
+def test_what_is_no_state_is_refused_in_one_line_and_gives_the_image_back(
+    runtime: Path, tmp_path: Path
+) -> None:
+    file, image = tmp_path / "state", tmp_path / "disk.raw"
+    image.write_bytes(bytes(1 << 20))
+    with pytest.raises(IolaneError, match=r"^nvme: .*state: no such file or directory$"):
+        create(f"nvme,image={image},state={file}")
+    file.write_bytes(bytes(64))
+    with pytest.raises(IolaneError, match=r"^nvme: this is no state saved by iolane$"):
+        create(f"nvme,image={image},state={file}")
+    with pytest.raises(IolaneError, match="with vhost-user QEMU moves the state"):
+        create_virtio(f"block,image={image},state={file}")
+    with pytest.raises(IolaneError, match="state can't be given with socket="):
+        create(f"socket={file},state={file}")
+    create(f"nvme,image={image}").close()

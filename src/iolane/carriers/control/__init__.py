@@ -10,6 +10,7 @@ from iolane.carriers.control.messages import (
     ListHeld,
     Refusal,
     ResetDevice,
+    SaveDevice,
     ServerReport,
     SetTrace,
 )
@@ -19,6 +20,7 @@ from iolane.carriers.control.runtime import (
     is_served,
     remove_stale,
     runtime_directory,
+    write_private,
 )
 from iolane.carriers.control.server import Controlled, ControlServer, Sink
 
@@ -35,6 +37,7 @@ __all__ = [
     "Refusal",
     "ResetDevice",
     "RunDirectory",
+    "SaveDevice",
     "ServerReport",
     "SetTrace",
     "Sink",
@@ -45,4 +48,5 @@ __all__ = [
     "remove_stale",
     "runtime_directory",
     "serving",
+    "write_private",
 ]

@@ -22,6 +22,7 @@ from iolane.carriers.control.messages import (
     Refusal,
     Request,
     ResetDevice,
+    SaveDevice,
     ServerReport,
     SetTrace,
 )
@@ -58,6 +59,10 @@ class ControlClient:
     def reset(self, device: str, *, flr: bool = False) -> None:
         """Reset a device."""
         self._ask(ResetDevice(device, "flr" if flr else "conventional"), Done)
+
+    def save(self, device: str, file: Path) -> None:
+        """Save the state of a device that no guest has into a new file."""
+        self._ask(SaveDevice(device, str(file.absolute())), Done)
 
     def set_trace(self, request: SetTrace) -> None:
         """Set a device's trace level; with `follow`, the accesses come out of `events`."""

@@ -37,11 +37,18 @@ class ResetDevice(msgspec.Struct, frozen=True, tag_field="do", tag="reset", forb
     kind: Literal["conventional", "flr"] = "conventional"
 
 
+class SaveDevice(msgspec.Struct, frozen=True, tag_field="do", tag="save", forbid_unknown_fields=True):
+    """Save the state of a device that no guest has, into a new file for the device's `state=`."""
+
+    device: str
+    file: str
+
+
 class ListHeld(msgspec.Struct, frozen=True, tag_field="do", tag="held", forbid_unknown_fields=True):
     """Report the physical functions that the serving process holds, with what they reach by DMA."""
 
 
-Request = ListDevices | SetTrace | ResetDevice | ListHeld
+Request = ListDevices | SetTrace | ResetDevice | SaveDevice | ListHeld
 
 
 class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -49,6 +49,16 @@ def check_socket_path(path: Path) -> Path:
     return path
 
 
+def write_private(path: Path, data: bytes) -> None:
+    """A new file that only this user reads. Raises IolaneError, also when there is one already."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as file:
+            file.write(data)
+    except OSError as error:
+        raise IolaneError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+
+
 def is_served(path: Path) -> bool:
     """Whether somebody listens on the unix socket at `path`."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

@@ -32,10 +32,17 @@ from iolane.carriers.control.messages import (
     Refusal,
     Request,
     ResetDevice,
+    SaveDevice,
     ServerReport,
     SetTrace,
 )
-from iolane.carriers.control.runtime import CONTROL_SUFFIX, check_socket_path, remove_stale, runtime_directory
+from iolane.carriers.control.runtime import (
+    CONTROL_SUFFIX,
+    check_socket_path,
+    remove_stale,
+    runtime_directory,
+    write_private,
+)
 from iolane.errors import IolaneError
 from iolane.host.holding import Holder
 
@@ -65,6 +72,9 @@ class Controlled(Protocol):
 
     def reset(self, kind: Literal["conventional", "flr"]) -> None:
         """Reset it."""
+
+    def save(self) -> bytes:
+        """Its state, now that no guest has it."""
 
 
 class ControlServer:
@@ -204,6 +214,8 @@ class ControlServer:
                 self._find(request.device).set_trace(request, None)
             case ResetDevice():
                 self._find(request.device).reset(request.kind)
+            case SaveDevice():
+                write_private(Path(request.file), self._find(request.device).save())
         return Done()
 
     def _find(self, name: str) -> Controlled:

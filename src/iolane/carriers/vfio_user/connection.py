@@ -272,6 +272,6 @@ class Connection:
         if len(request.payload):
             raise RefusedError(Rejection.PAYLOAD_SIZE, f"DEVICE_RESET with {len(request.payload)} bytes")
         with self._device.lock:
-            self._device.reset()
+            self._device.reset_by_machine()
             self._migration.after_reset()
         return Reply()

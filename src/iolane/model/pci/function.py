@@ -62,6 +62,9 @@ class PciDevice(ServedFunction):
     _capabilities: ClassVar[Mapping[str, Capability[Any]]] = {}
     _hooks: ClassVar[tuple[tuple[str, Hook], ...]] = ()
 
+    _brought: bytes | None = None
+    """The state that `bring_back` gave it, until a guest reaches the function."""
+
     def __init__(
         self, *, presentation: Presentation | str = Presentation.AUTO, name: str | None = None
     ) -> None:
@@ -244,6 +247,8 @@ class PciDevice(ServedFunction):
         return tuple(self._regions)
 
     def _command_changed(self, command: Command) -> None:
+        if command.MEMORY or command.IO:
+            self._brought = None  # the guest can reach it from here on
         self.dma.enabled = bool(command.BUS_MASTER)
         self.interrupts.bus_master = bool(command.BUS_MASTER)
         if self.interrupts.line is not None:
@@ -259,6 +264,23 @@ class PciDevice(ServedFunction):
         self.config.reset(kind)
         if self.interrupts.line is not None:
             self.interrupts.line.update()
+
+    def reset(self, kind: ResetKind = ResetKind.CONVENTIONAL) -> None:
+        """Back to how it was made, once what is in flight has ended."""
+        self._brought = None
+        super().reset(kind)
+
+    def reset_by_machine(self) -> None:
+        """A conventional reset; what was brought back, and no guest could reach yet, is brought back again.
+
+        A machine resets a function that is plugged in, QEMU when it makes the device and when the guest gives
+        the slot power: that must not take away what the function came with.
+        """
+        with self.quiesced():
+            brought = self._brought
+            self.reset()
+            if brought is not None:
+                self.bring_back(brought)
 
     def disconnect(self) -> None:
         """The guest's side is gone: its memory and its eventfds with it. State stays."""
@@ -298,6 +320,30 @@ class PciDevice(ServedFunction):
             self.interrupts.flush()
 
         return follow
+
+    def load(self, data: bytes | bytearray | memoryview) -> None:
+        """Become what a document says, or change nothing. Raises StateError."""
+        super().load(data)
+        self._brought = None
+
+    def bring_back(self, data: bytes | bytearray | memoryview) -> None:
+        """Come back, into a slot that is without power, as the function that `save` told of when it had been
+        unplugged; or change nothing.
+
+        Registers of its BARs and its own state are as saved. Config space, the MSI-X table and pending
+        interrupts are as after a conventional reset (PCI Express Base 6.0, 6.6.1): the guest sets up anew
+        what it finds in a slot. Until the guest lets the function decode (COMMAND, 7.5.1.1.3) resets by the
+        machine leave it like this; every other reset, and every one later, is as always.
+
+        Raises:
+            StateError: the document is damaged, newer, or not of this kind of device.
+        """
+        with self.quiesced():
+            self.load(data)
+            self.config.reset(ResetKind.CONVENTIONAL)
+            without_power = self.save()
+            self.load(without_power)  # what follows from config space follows
+            self._brought = without_power
 
     def close(self) -> None:
         """Give back what the device holds."""

@@ -22,6 +22,10 @@ class ServedFunction(Device):
 
     interrupts: Interrupts
 
+    def reset_by_machine(self) -> None:
+        """What a carrier's reset command does: the machine was reset, or the function's slot got power."""
+        self.reset()
+
     @property
     def regions(self) -> tuple[Region | None, ...]:
         """The nine regions in VFIO's order (`RegionIndex`); None for one that does not exist."""

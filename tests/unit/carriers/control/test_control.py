@@ -74,6 +74,9 @@ class Fake:
     def reset(self, kind: Literal["conventional", "flr"]) -> None:
         self.resets.append(kind)
 
+    def save(self) -> bytes:
+        return b"what it was"
+
 
 @pytest.fixture
 def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -124,6 +127,16 @@ def test_several_requests_on_one_connection(path: Path, fake: Fake) -> None:
         client.reset("adder0", flr=True)
     assert fake.resets == ["conventional", "flr"]
     assert fake.level == "registers", "without follow the level stays"
+
+
+def test_a_state_is_saved_into_a_new_private_file(path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "saved.state"
+    with ControlClient(path) as client:
+        client.save("adder0", file)
+        assert file.read_bytes() == b"what it was"
+        assert file.stat().st_mode & 0o777 == 0o600
+        with pytest.raises(IolaneError, match=r"saved\.state: file exists"):
+            client.save("adder0", file)
 
 
 def test_refusals_carry_the_remedy(path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Moving a machine to another host."""
