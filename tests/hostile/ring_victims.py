@@ -37,10 +37,8 @@ class Outcome(NamedTuple):
     """What came of a ring.
 
     Attributes:
-        memory: guest memory, the used ring left out of a broken queue's: what was done before the wrong chain
-            need not have been published.
-        base: where whoever serves the ring next goes on. Not of a chain that is available twice: the readable
-            queue notices that once it is taken.
+        memory: guest memory, without the used ring's flags of a broken queue, which wants no kicks.
+        base: where whoever serves the ring next goes on.
     """
 
     rejection: RingRejection | None
@@ -105,8 +103,7 @@ class RingVictim:
         assert (Status.NEEDS_RESET in device.status) == (rejection is not None)
         assert device.error_count == 0, "the device's own code failed"
         self.check_guards()
-        twice = rejection is RingRejection.HEAD_IN_FLIGHT
-        base = None if queue.ring is None or twice else queue.ring.last_available
+        base = None if queue.ring is None else queue.ring.last_available
         return Outcome(rejection, self.disk(), self._comparable(ring, rejection), base)
 
     def serve(self, ring: HostileRing) -> None:
@@ -132,7 +129,7 @@ class RingVictim:
         at = ring.used - START
         if rejection is None or not 0 <= at < len(content):
             return content
-        return content[:at] + content[at + 6 + 8 * min(ring.size, 256) :]
+        return content[:at] + bytes(2) + content[at + 2 :]
 
     def close(self) -> None:
         self.device.close()

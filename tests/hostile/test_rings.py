@@ -1,13 +1,8 @@
-"""Hostile rings against both data planes, ring by ring, from one seeded generator.
-
-Each ring is written once and copied; the readable ring is the compiled one's oracle.
-"""
+"""Hostile rings of block requests against both data planes, from one seeded generator."""
 
 from __future__ import annotations
 
 import os
-import random
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -16,94 +11,33 @@ from typing import Any
 
 import pytest
 
-from iolane.memory.ring import CompiledQueue, RegionTable
-from iolane.model.dma import DmaSpace, HostRegion
 from iolane.model.virtio import RingRejection, SplitRing, compiled_ring, split_ring
 from iolane.model.virtio.chain import Chain
-from iolane.testing.drivers.virtio import DESCRIPTOR
-from iolane.testing.drivers.virtio_hostile import (
-    GUARD,
-    PAGE,
-    SIZE,
-    START,
-    HostileDriver,
-    HostileMemory,
-    HostileRing,
-)
-from iolane.uapi.virtio import DescriptorFlag
-from tests.hostile.ring_victims import SECTORS, CompiledVictim, Victim
+from iolane.testing.drivers.virtio_hostile import GUARD, PAGE, START, HostileDriver, HostileMemory
+from tests.hostile.duel import NEVER, Duel, plant_always_indirect, plant_one_page_more, run_mains
+from tests.hostile.ring_victims import SECTORS, CompiledVictim, Outcome, Victim
 
 pytestmark = pytest.mark.hostile
 
 PROCESSES = 2
-NAMED = 1 / 16
-"""How many of the rings are wrong in a way that has a name, the others at random."""
-NEVER = {RingRejection.BUFFER_LOST}
-"""Needs a memory file that is cut, below."""
 
 
-class Wrong(AssertionError):
-    """The planes disagree, or a rule has another name."""
-
-
-class Duel:
-    """Both victims, and what they rejected."""
+class BlockDuel(Duel[Victim, CompiledVictim]):
+    """Of disks."""
 
     def __init__(self, folder: Path, seed: int, *, thread: bool = False) -> None:
-        self.oracle = Victim()
-        self.compiled = CompiledVictim(folder / f"image{seed}", thread=thread)
-        self.driver = HostileDriver(self.oracle.memory, seed, capacity=SECTORS)
-        self.chance = random.Random(seed)
-        self.found: Counter[RingRejection] = Counter()
-        self.good = 0
-        self.excused = 0
+        oracle = Victim()
+        compiled = CompiledVictim(folder / f"image{seed}", thread=thread)
+        driver = HostileDriver(oracle.memory, seed, capacity=SECTORS)
+        super().__init__(oracle, compiled, driver, seed, named=1 / 16)
 
-    def play(self, name: str) -> None:
-        """One ring on both."""
-        ring = self.driver.make(name)
-        before = bytes(self.oracle.memory.inside)
-        self.compiled.memory.inside[:] = before
-        expected = self.oracle.run(ring)
-        outcome = self.compiled.run(ring)
-        if name != "random" and expected.rejection is not ring.expected:
-            raise Wrong(f"{name}: {expected.rejection!r}, not {ring.expected!r}")
-        if outcome != expected:
-            if not self._names_its_rings(ring, before, tables=name == "random"):
-                how = [f"{each.rejection!r} at {each.base}" for each in (outcome, expected)]
-                raise Wrong(f"{name}: {how[0]} compiled, {how[1]} readable")
-            self.excused += 1
-            self.compiled.set_disk(expected.disk)
-        if expected.rejection is None:
-            self.good += 1
-        else:
-            self.found[expected.rejection] += 1
-
-    @staticmethod
-    def _names_its_rings(ring: HostileRing, memory: bytes, *, tables: bool) -> bool:
-        """A chain with the rings as data: what it sees and does there is up to when a plane looks at them.
-
-        With `tables` also one that may name them in an indirect table.
-        """
-        end = max(ring.descriptors + 16 * SIZE, ring.available + 6 + 2 * SIZE, ring.used + 6 + 8 * SIZE)
-        table = memory[ring.descriptors - START :][: 16 * SIZE]
-        return any(
-            START <= address < end or (tables and flags & DescriptorFlag.INDIRECT)
-            for address, _, flags, _ in DESCRIPTOR.iter_unpack(table)
-        )
-
-    def play_many(self, count: int) -> None:
-        names = self.driver.names
-        for _ in range(count):
-            self.play(self.chance.choice(names) if self.chance.random() < NAMED else "random")
-
-    def close(self) -> None:
-        self.oracle.close()
-        self.compiled.close()
+    def reconcile(self, expected: Outcome) -> None:
+        self.compiled.set_disk(expected.disk)
 
 
 @pytest.fixture
-def duel(memory_folder: Path) -> Iterator[Duel]:
-    duel = Duel(memory_folder, 1)
+def duel(memory_folder: Path) -> Iterator[BlockDuel]:
+    duel = BlockDuel(memory_folder, 1)
     yield duel
     duel.close()
 
@@ -125,21 +59,10 @@ def memory_folder(tmp_path: Path) -> Iterator[Path]:
 def campaign(folder: Path, rings: int) -> None:
     """So many rings, by a process for each processor."""
     share = -(-rings // PROCESSES)
-    command = [sys.executable, "-c", "from tests.hostile.test_rings import main; main()"]
-    processes = [
-        subprocess.Popen([*command, str(folder), str(seed), str(share)], stdout=subprocess.PIPE, text=True)
-        for seed in range(100, 100 + PROCESSES)
-    ]
-    found: Counter[str] = Counter()
-    played = 0
-    outputs = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * PROCESSES
-    for output in outputs:
-        for line in output.splitlines():
-            name, count = line.split()
-            found[name] += int(count)
-            played += int(count)
-    assert played >= rings
+    seeds = range(100, 100 + PROCESSES)
+    counts = run_mains("tests.hostile.test_rings", [(folder, seed, share) for seed in seeds])
+    found = sum(counts, Counter())
+    assert found.total() >= rings
     few = {reason for reason in RingRejection if found[reason.name] < 100}
     assert few == NEVER, found
     assert found["GOOD"] > rings // 100
@@ -148,7 +71,7 @@ def campaign(folder: Path, rings: int) -> None:
 def main() -> None:
     """A process of a campaign: prints what came of its rings."""
     folder, seed, count = sys.argv[1:]
-    duel = Duel(Path(folder), int(seed))
+    duel = BlockDuel(Path(folder), int(seed))
     duel.play_many(int(count))
     for reason, times in duel.found.items():
         print(reason.name, times)
@@ -168,21 +91,17 @@ def test_3_000_000_rings(memory_folder: Path) -> None:
     campaign(memory_folder, 3_000_000)
 
 
-def test_every_way_to_be_wrong(duel: Duel) -> None:
-    for _ in range(20):
-        for name in duel.driver.names:
-            duel.play(name)
+def test_every_way_to_be_wrong(duel: BlockDuel) -> None:
+    duel.play_all(20)
     assert {reason for reason in RingRejection if not duel.found[reason]} == NEVER
     assert duel.compiled.compiled > 20 * len(duel.driver.names) // 2
 
 
 def test_in_a_thread_of_its_own(memory_folder: Path) -> None:
     """As it is in service: what Python does in between, and the end, are the same."""
-    duel = Duel(memory_folder, 7, thread=True)
+    duel = BlockDuel(memory_folder, 7, thread=True)
     try:
-        for name in duel.driver.names:
-            for _ in range(10):
-                duel.play(name)
+        duel.play_all(10)
     finally:
         duel.close()
 
@@ -247,25 +166,6 @@ def plant_wrapped_head(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SplitRing, "fetch", wrapped)
 
 
-def plant_one_page_more(patch: pytest.MonkeyPatch) -> None:
-    """Compiled code believes that each region is a page longer."""
-    table = compiled_ring.region_table
-
-    def longer(dma: DmaSpace, regions: list[HostRegion]) -> RegionTable:
-        return table(dma, [item._replace(size=item.size + PAGE) for item in regions])
-
-    patch.setattr(compiled_ring, "region_table", longer)
-
-
-def plant_always_indirect(patch: pytest.MonkeyPatch) -> None:
-    """Compiled code follows indirect descriptors whether they were negotiated or not."""
-
-    def make(**options: Any) -> CompiledQueue:
-        return CompiledQueue(**{**options, "indirect": True})
-
-    patch.setattr(compiled_ring, "CompiledQueue", make)
-
-
 def plant_no_in_flight(patch: pytest.MonkeyPatch) -> None:
     """Compiled code's word that a head is available twice is not heard."""
     slow = compiled_ring.CompiledRing._slow
@@ -289,16 +189,10 @@ def plant_no_in_flight(patch: pytest.MonkeyPatch) -> None:
 )
 def test_planted_bugs_are_found(plant: Any, memory_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
-    duel = Duel(memory_folder, 3)
-
-    def play() -> None:
-        for _ in range(50):
-            for name in duel.driver.names:
-                duel.play(name)
-
+    duel = BlockDuel(memory_folder, 3)
     try:
         with pytest.raises(AssertionError):
-            play()
+            duel.play_all(50)
     finally:
         duel.close()
 

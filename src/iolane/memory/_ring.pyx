@@ -249,7 +249,8 @@ cdef class CompiledQueue:
             if event == E_CHAIN and head < self.size:
                 self.taken[head] = TAKEN
             if not slow(event, head):
-                self.broken = True
+                with nogil:
+                    self._give_up()
 
     def drain(self, slow):
         """Serve what is available, in this thread and without waiting for more. While `run` is not."""
@@ -372,6 +373,13 @@ cdef class CompiledQueue:
                 idle_since = 0
                 continue
             relax(self)
+
+    cdef void _give_up(self) noexcept nogil:
+        """The ring is wrong from here on. What is done so far the driver sees: nobody does it again."""
+        self._collect_finished()
+        if self.used_index != self.published and not self.broken:
+            self._publish()
+        self.broken = True
 
     cdef bint _has_looked_enough(self, uint64_t since) noexcept nogil:
         """Rings, and a network in memory, can be looked at for nothing; to ask a tap is a system call."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from iolane.carriers.vhost_user.inflight import InflightQueue
 from iolane.carriers.vhost_user.log import SharedLog
 from iolane.model.virtio import Chain, SplitRing
@@ -23,8 +25,8 @@ class TracedRing(SplitRing):
     log: SharedLog | None = None
     log_address = 0
 
-    def pop(self) -> Chain | None:
-        chain = super().pop()
+    def pop(self, in_flight: Container[int] = ()) -> Chain | None:
+        chain = super().pop(in_flight)
         if chain is not None and self.inflight is not None:
             self.inflight.take(chain.head)
         return chain

@@ -53,7 +53,9 @@ class VringCommands:
     def get_base(self, message: Message) -> Reply:
         """Stop the ring, and say where to go on: "stop ring upon receiving GET_VRING_BASE".
 
-        It does not start again before another SET_VRING_KICK.
+        That is the index of the next available ring entry that is to be processed: a chain that breaks a rule
+        of the ring is not behind it, one that the device took and refused is. The ring does not start again
+        before another SET_VRING_KICK.
         """
         vring, _ = self._state(message)
         self._session.stop(vring)

@@ -10,7 +10,7 @@ the readable one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import NamedTuple
 
 from iolane.memory.ring import (
@@ -225,10 +225,10 @@ class CompiledRing:
             self._engine.settle()
         return self._engine.used_index
 
-    def pop(self) -> Chain | None:
+    def pop(self, in_flight: Container[int] = ()) -> Chain | None:
         """The chain that the compiled code hands over, or in a turn the next one, if it is doing that."""
         if self._turn:
-            return self._pop_in_turn()
+            return self._pop_in_turn(in_flight)
         head, self._handed = self._handed, None
         if head is None:
             return None
@@ -250,9 +250,9 @@ class CompiledRing:
         except DmaFault:
             return False
 
-    def _pop_in_turn(self) -> Chain | None:
+    def _pop_in_turn(self, in_flight: Container[int]) -> Chain | None:
         self._oracle.go_on(self._engine.last_available)
-        chain = self._oracle.pop()
+        chain = self._oracle.pop(in_flight)
         if chain is not None:
             self._engine.take(chain.head)
         return chain

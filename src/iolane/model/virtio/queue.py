@@ -163,9 +163,9 @@ class Virtqueue:
         if self._again:
             self._repeated.add(self._again[0])
             return self._take(ring.fetch(self._again.pop(0)))
-        chain = ring.pop()
+        chain = ring.pop(self.in_flight)
         if chain is None and ring.enable_kicks():
-            chain = ring.pop()
+            chain = ring.pop(self.in_flight)
         return None if chain is None else self._take(chain)
 
     @property
@@ -231,14 +231,18 @@ class Virtqueue:
                 self._flush()
 
     def _flush(self) -> None:
+        """Of a broken queue, too: chains before the wrong one are done, and are not done again by whoever
+        goes on behind them.
+        """
         ring = self.ring
-        if ring is None or self.rejection is not None:
+        if ring is None:
             return
         try:
             ring.publish()
             wanted = ring.needs_interrupt()
         except BrokenRing as error:
-            self.reject(error)
+            if self.rejection is None:
+                self.reject(error)
             return
         if wanted:
             self.interrupts += 1

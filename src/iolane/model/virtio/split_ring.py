@@ -7,7 +7,7 @@ and used. What breaks a rule raises `BrokenRing` with the rule's name.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from types import MappingProxyType
 from typing import Protocol
 
@@ -43,7 +43,7 @@ class Ring(Protocol):
     @property
     def counts(self) -> Mapping[str, int]: ...
 
-    def pop(self) -> Chain | None: ...
+    def pop(self, in_flight: Container[int] = ()) -> Chain | None: ...
     def unpop(self, head: int) -> None: ...
     def fetch(self, head: int) -> Chain: ...
     def push(self, head: int, written: int) -> None: ...
@@ -154,11 +154,18 @@ class SplitRing:
             raise BrokenRing(RingRejection.AVAILABLE_OVERRUN)
         return count
 
-    def pop(self) -> Chain | None:
-        """Take the next chain, None when there is none."""
+    def pop(self, in_flight: Container[int] = ()) -> Chain | None:
+        """Take the next chain, None when there is none. One that breaks a rule is not taken: whoever serves
+        the ring next finds it wrong, too.
+
+        Args:
+            in_flight: heads of chains that may not come again yet.
+        """
         if self._available_seen == self.last_available and not self.pending():
             return None
         head = self._load(self.available + 4 + 2 * (self.last_available % self.size))
+        if head in in_flight:
+            raise BrokenRing(RingRejection.HEAD_IN_FLIGHT)
         chain = self.fetch(head)
         self.last_available = (self.last_available + 1) & 0xFFFF
         return chain
