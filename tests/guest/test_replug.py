@@ -83,6 +83,11 @@ class Replugged:
         )
 
 
+def end(servers: dict[str, DeviceServers]) -> None:
+    for each in servers.values():
+        each.__exit__(None, None, None)
+
+
 @pytest.fixture(scope="module")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replugged]:
     image = tmp_path_factory.mktemp("image") / "disk.raw"
@@ -102,7 +107,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replugged]:
         monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
         folder = tmp_path_factory.mktemp("states")
         servers: dict[str, DeviceServers] = {}
-        stack.callback(lambda: [each.__exit__(None, None, None) for each in servers.values()])
+        stack.callback(end, servers)
         guest = Replugged(None, texts, folder, servers)  # type: ignore[arg-type]
         for name in texts:
             guest.serve(name)

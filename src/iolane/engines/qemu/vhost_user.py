@@ -53,6 +53,10 @@ class VhostUserDevice:
     """The root port it sits behind; by default the first free one."""
     mac: str | None = None
     """Of a network device."""
+    standby: bool = False
+    """Of a network device: the stand-in of another with the same address, which goes when the machine moves
+    (VIRTIO_NET_F_STANDBY). QEMU offers the feature itself and keeps it from the server, whom it does not
+    concern."""
 
     def __post_init__(self) -> None:
         if self.kind not in FRONT_ENDS:
@@ -72,6 +76,8 @@ class VhostUserDevice:
                 properties |= {"mq": True, "vectors": 2 * self.queues + VECTORS_BESIDE_QUEUES}
             if self.mac is not None:
                 properties["mac"] = self.mac
+            if self.standby:
+                properties["failover"] = True
         else:
             properties["chardev"] = self._chardev
         if self.kind is DeviceType.BLOCK:
