@@ -49,6 +49,8 @@ class MigrationSide:
     """
 
     outgoing: bool
+    stopped_at: float | None = None
+    """When the guest stood still for the rest (time.monotonic); None while it runs."""
 
     def __init__(self, qmp: Qmp, settings: MigrationSettings, on_end: Callable[[bool], object]) -> None:
         self._qmp = qmp
@@ -87,6 +89,8 @@ class MigrationSide:
     def _note(self, event: Event) -> None:
         if event["event"] == "MIGRATION" and (status := event["data"]["status"]) in ENDED:
             self._end(status == "completed")
+        elif event["event"] in ("STOP", "RESUME"):
+            self.stopped_at = time.monotonic() if event["event"] == "STOP" else None
 
     def _lost(self) -> None:
         self._end(False)

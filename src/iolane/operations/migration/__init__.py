@@ -1,1 +1,1 @@
-"""Moving a machine to another host."""
+"""Moving a running machine to another host: two iolane processes agree on which of them runs it."""
