@@ -64,6 +64,12 @@ def run(
             help="A PCI function of this host, see `iolane host`; may be repeated.",
         ),
     ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name", metavar="NAME", help="The machine's name for other verbs; by default vm0, vm1 ..."
+        ),
+    ] = None,
     kernel: Annotated[
         str,
         typer.Option(
@@ -130,12 +136,16 @@ def run(
     mediate=FILE.py:MAP puts iolane in between, with the register map of a BAR (bar=N, by default 0): what
     --trace or trap=GLOB names then traps, or all in MAP where FILE has a function mediate(mediator).
 
+    While it runs, the verbs ps, console, pause, resume, stop, plug, unplug and top work on it from another
+    terminal.
+
     \b
     Examples:
       iolane run --disk disk.raw -- cat /proc/partitions
       iolane run --disk disk.raw,lane=emulated -- cat /proc/partitions
       iolane run --net tap=tap0 -- 'ifconfig eth0 10.0.0.2 && ping -c 1 10.0.0.1'
       iolane run --net passt -- 'udhcpc -n -q -i eth0 && ifconfig eth0'
+      iolane run --name web --disk disk.raw
       iolane run --device examples/adder.py:Adder
       iolane run --device nvme,image=disk.raw -- cat /proc/partitions
       iolane run --device nvme,image=disk.raw --json -- 'md5sum < /dev/nvme0n1'
@@ -144,20 +154,20 @@ def run(
       iolane run --pass 01:00.0,mediate=nvme.py:NvmeRegisters --kernel generic --trace fields -- true
     """
     from iolane.engines.qemu.command_line import Accelerator
-    from iolane.operations.passthrough import parse_pass
+    from iolane.operations.machine import MachineDescription
     from iolane.operations.run import UNLIMITED, RunRequest, run_command, run_console
     from iolane.operations.shorthand import disk_device, net_devices
     from iolane.operations.tracing import parse_trace
 
     disks = [disk_device(text) for text in disk or []]
     networks = [device for text in net or [] for device in net_devices(text)]
-    request = RunRequest(
+    description = MachineDescription(
+        name=name,
         devices=[*(device or []), *disks, *networks],
-        passed=[parse_pass(text) for text in passed or []],
-        command=command or [],
+        passed=list(passed or []),
         kernel=kernel,
-        kernel_modules=kernel_modules,
-        initrd=initrd,
+        kernel_modules=None if kernel_modules is None else str(kernel_modules),
+        initrd=None if initrd is None else str(initrd),
         append=append,
         modules=module or [],
         boot=boot,
@@ -165,11 +175,11 @@ def run(
         cpus=cpus,
         iommu=iommu,
         accelerator=None if accel is Accel.AUTO else Accelerator(accel.value),
-        timeout=UNLIMITED if timeout is None else timeout,
-        console_log=console_log,
+        console_log=None if console_log is None else str(console_log),
         trace=parse_trace(trace) if trace else None,
         stop_on_fault=stop_on_fault,
     )
+    request = RunRequest(description, command or [], UNLIMITED if timeout is None else timeout)
     report = (lambda line: None) if quiet else progress
     if not command:
         devices = run_console(request, report)

@@ -49,11 +49,28 @@ class DeviceSpecification(msgspec.Struct, frozen=True, kw_only=True):
 
     def device_text(self) -> str:
         """The device alone, as its own process is told to serve it."""
-        pairs = [(name, value) for name, values in self.options.items() for value in values]
-        if self.state is not None:
-            pairs.append(("state", self.state))
-        parts = [self.name, *(f"{name}={value}" for name, value in pairs)]
-        return ",".join(part.replace(",", ",,") for part in parts)
+        return _joined([self.name, *self._options(), *self._state()])
+
+    def whole_text(self) -> str:
+        """The device with all that was said of it but the state it began with, as `parse` takes it."""
+        engine = {
+            "id": self.id,
+            "process": "own" if self.own_process else None,
+            "socket": self.socket,
+            "carrier": None if self.carrier is None else self.carrier.value,
+        }
+        told = [f"{key}={value}" for key, value in engine.items() if value is not None]
+        return _joined([*([self.name] if self.name else []), *self._options(), *told])
+
+    def _options(self) -> list[str]:
+        return [f"{name}={value}" for name, values in self.options.items() for value in values]
+
+    def _state(self) -> list[str]:
+        return [] if self.state is None else [f"state={self.state}"]
+
+
+def _joined(parts: list[str]) -> str:
+    return ",".join(part.replace(",", ",,") for part in parts)
 
 
 def split_commas(text: str) -> list[str]:

@@ -20,9 +20,9 @@ from iolane.engines.qemu.machine import MachineConfig, QemuMachine
 from iolane.engines.qemu.vmlinux import uncompressed
 from iolane.errors import IolaneError
 from iolane.model.pci import PcieId
+from iolane.operations.machine.devices import machine_device
 from iolane.operations.mediation import MediationRequest
 from iolane.operations.passthrough import PassedFunctions, PassRequest, default_id
-from iolane.operations.run import machine_device
 from iolane.operations.serving import DeviceServers
 
 NVME_MAP = "iolane.devices.nvme.registers:NvmeRegisters"

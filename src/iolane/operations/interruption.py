@@ -7,6 +7,7 @@ so there is one `INTERRUPTION`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,7 +27,10 @@ class Interruption:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Nothing is raised inside; keep what is inside short."""
+        """Nothing is raised inside; keep what is inside short. In other threads nothing is raised anyway."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         self._depth += 1
         try:
             yield

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -107,35 +108,54 @@ def _choice(text: str, given: dict[str, str], key: str, usual: str, other: str) 
 
 
 class PassedFunctions:
-    """Takes functions while it is entered; leaving it gives each its driver again.
+    """Takes functions while it is entered, at the beginning and by `add`; `remove`, or leaving it, gives each
+    its driver again.
+
+    Args:
+        requests: what the user wrote for each.
+        trace: what to trace of those with iolane in between.
+        machine: the name of the machine they are for.
 
     Attributes:
-        devices: what a machine makes of them.
         drivers: the drivers that they had here, which a guest of Debian's kernel has too.
-        mediated: those with iolane in between, as reports see them.
-        holders: tell on the control socket which functions are whose, and what they reach.
+        addresses: the functions that the machine has now.
     """
 
-    def __init__(self, requests: Sequence[PassRequest], trace: TraceRequest | None = None) -> None:
+    def __init__(
+        self,
+        requests: Sequence[PassRequest],
+        trace: TraceRequest | None = None,
+        machine: str | None = None,
+    ) -> None:
         for one, other in _pairs(requests):
-            if one.address == other.address or one.id == other.id:
-                raise IolaneError(f"pass '{one.text}' and '{other.text}': the same function, or the same id")
-        self._requests = requests
-        self._mediations = [
-            None if each.mediation is None else load_mediation(each.mediation) for each in requests
-        ]
+            _refuse_same(one, other)
+        self._requests = list(requests)
         self._trace = trace
-        self._stack = ExitStack()
-        self.devices: list[MachineDevice] = []
+        self._machine = machine or machine_name()
+        self._mediations = [_loaded(each) for each in requests]
+        self._owned: dict[str, _Passed] = {}
         self.drivers: list[str] = []
-        self.mediated: list[ServedDevice] = []
-        self.holders: list[FunctionHolder] = []
+        self.addresses: set[PcieId] = set()
+
+    @property
+    def devices(self) -> list[MachineDevice]:
+        """What a machine makes of them."""
+        return [each.device for each in self._owned.values()]
+
+    @property
+    def mediated(self) -> list[ServedDevice]:
+        """Those with iolane in between, as reports see them."""
+        return [each.served for each in self._owned.values() if each.served is not None]
+
+    @property
+    def holders(self) -> list[FunctionHolder]:
+        """Tell on the control socket which functions are whose, and what they reach."""
+        return [each.holder for each in self._owned.values()]
 
     def __enter__(self) -> Self:
         try:
             for request, mediation in zip(self._requests, self._mediations, strict=True):
                 with INTERRUPTION.held():
-                    self._take(request)
                     self._pass(request, mediation)
         except BaseException:
             self._close()
@@ -147,26 +167,72 @@ class PassedFunctions:
     ) -> None:
         self._close()
 
-    def _close(self) -> None:
+    def add(self, request: PassRequest) -> MachineDevice:
+        """Take one more function. Nothing is changed where that fails."""
+        for other in self._owned.values():
+            _refuse_same(request, other.request)
         with INTERRUPTION.held():
-            self._stack.close()
+            self._pass(request, _loaded(request))
+        return self._owned[request.id].device
 
-    def _take(self, request: PassRequest) -> None:
-        taking = Taking([request.address], whole_group=request.whole_group, force=request.force)
-        taken = self._stack.enter_context(taking).taken
-        self.drivers += [each.driver for each in taken if each.address == request.address and each.driver]
+    def remove(self, identity: str) -> None:
+        """Give a function its driver again; the machine has let go of it."""
+        with INTERRUPTION.held():
+            passed = self._owned.pop(identity, None)
+            if passed is not None:
+                self.addresses.discard(passed.request.address)
+                passed.stack.close()
+
+    def holder(self, identity: str) -> FunctionHolder:
+        """What tells of one function."""
+        return self._owned[identity].holder
+
+    def served(self, identity: str) -> ServedDevice | None:
+        """One function as reports see it, where iolane is in between."""
+        return self._owned[identity].served
+
+    def _close(self) -> None:
+        for identity in reversed(list(self._owned)):
+            self.remove(identity)
 
     def _pass(self, request: PassRequest, mediation: Mediation | None) -> None:
-        if mediation is None:
-            self.devices.append(VfioPciDevice(request.id, request.address, rom=request.rom))
-            self.holders.append(FunctionHolder(request.address, machine_name(), None))
-            return
-        socket = self._stack.enter_context(RunDirectory()).path / f"{request.id}.sock"
-        server = MediatedFunctionServer(request.address, request.id, socket, mediation, self._trace)
-        self._stack.enter_context(server)
-        self.devices.append(server.device)
-        self.mediated.append(server.served)
-        self.holders.append(FunctionHolder(request.address, machine_name(), server.space))
+        with ExitStack() as stack:
+            taking = Taking([request.address], whole_group=request.whole_group, force=request.force)
+            taken = stack.enter_context(taking).taken
+            drivers = [each.driver for each in taken if each.address == request.address and each.driver]
+            device: MachineDevice
+            served, space = None, None
+            if mediation is None:
+                device = VfioPciDevice(request.id, request.address, rom=request.rom)
+            else:
+                socket = stack.enter_context(RunDirectory()).path / f"{request.id}.sock"
+                server = MediatedFunctionServer(request.address, request.id, socket, mediation, self._trace)
+                stack.enter_context(server)
+                device, served, space = server.device, server.served, server.space
+            holder = FunctionHolder(request.address, self._machine, space)
+            self.drivers += drivers
+            self.addresses.add(request.address)
+            self._owned[request.id] = _Passed(request, device, served, holder, stack.pop_all())
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """One function with all that it takes."""
+
+    request: PassRequest
+    device: MachineDevice
+    served: ServedDevice | None
+    holder: FunctionHolder
+    stack: ExitStack
+
+
+def _loaded(request: PassRequest) -> Mediation | None:
+    return None if request.mediation is None else load_mediation(request.mediation)
+
+
+def _refuse_same(one: PassRequest, other: PassRequest) -> None:
+    if one.address == other.address or one.id == other.id:
+        raise IolaneError(f"pass '{one.text}' and '{other.text}': the same function, or the same id")
 
 
 def machine_name() -> str:

@@ -8,7 +8,7 @@ import re
 import select
 import signal
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -73,7 +73,8 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 class DeviceServers:
-    """Serves several devices while it is entered; leaving it ends all of it.
+    """Serves devices while it is entered: those it begins with, and those that are added. Each device owns
+    what it takes, and gives it back when it is removed; leaving ends all of it.
 
     Args:
         devices: what the user wrote for each.
@@ -82,6 +83,8 @@ class DeviceServers:
         carrier: for devices that name none.
         trace: what to trace from the start, to stderr.
         beside: what others serve in this process, for the control socket and the reports.
+        control: the control socket of this process, where its owner has one; else it is made when there is
+            something to tell.
     """
 
     def __init__(
@@ -94,14 +97,20 @@ class DeviceServers:
         trace: TraceRequest | None = None,
         beside: Sequence[Served] = (),
         holders: Sequence[Holder] = (),
+        control: ControlServer | None = None,
     ) -> None:
         wanted = [_carried(parse(device), carrier) for device in devices]
         self._wanted = _named(wanted, name)
         self._socket = socket
         self._trace = trace
-        self._beside = beside
+        self._beside = list(beside)
         self._holders = holders
         self._stack = ExitStack()
+        self._telling = ExitStack()
+        self._owned: dict[str, ExitStack] = {}
+        self._workers: Workers | None = None
+        self._control = control
+        self._folder = Path()
         self.endpoints: list[Endpoint] = []
 
     @property
@@ -111,7 +120,7 @@ class DeviceServers:
 
     def __enter__(self) -> DeviceServers:
         try:
-            self._start(self._stack)
+            self._start()
         except BaseException:
             self._close()
             raise
@@ -124,6 +133,9 @@ class DeviceServers:
 
     def _close(self) -> None:
         with INTERRUPTION.held():  # half of it done would leave the other half behind
+            self._telling.close()
+            for name in reversed(list(self._owned)):
+                self._owned.pop(name).close()
             self._stack.close()
 
     def reports(self) -> list[DeviceReport]:
@@ -135,35 +147,89 @@ class DeviceServers:
             *(device for server in others for device in server.devices),
         ]
 
-    def _start(self, stack: ExitStack) -> None:
+    def add(self, specification: DeviceSpecification) -> Endpoint:
+        """Serve one more device from now on. Nothing of it is left when that fails."""
+        [named] = _named([specification], None, taken=[each.name for each in self.endpoints])
+        try:
+            with INTERRUPTION.held():
+                endpoint = self._begin(named)
+            if endpoint.process is not None:
+                endpoint.process.wait_ready()
+            endpoint = msgspec.structs.replace(endpoint, virtual=_virtual_of(endpoint.socket))
+            if endpoint.served is not None and self._control is not None:
+                self._control.add_device(endpoint.served)
+        except BaseException:
+            self._end(named.id or "")
+            raise
+        self.endpoints.append(endpoint)
+        return endpoint
+
+    def remove(self, name: str) -> None:
+        """Serve a device no longer: its server, its back end and its process end."""
+        for endpoint in [each for each in self.endpoints if each.name == name]:
+            self.endpoints.remove(endpoint)
+            if self._control is not None:
+                self._control.remove_device(name)
+        self._end(name)
+
+    def add_beside(self, served: Served) -> None:
+        """Another serves one more device in this process."""
+        self._beside.append(served)
+        if self._control is not None:
+            self._control.add_device(served)
+
+    def remove_beside(self, name: str) -> None:
+        """It does no longer."""
+        self._beside = [each for each in self._beside if each.name != name]
+        if self._control is not None:
+            self._control.remove_device(name)
+
+    def _end(self, name: str) -> None:
         with INTERRUPTION.held():
-            folder = stack.enter_context(RunDirectory()).path
-        workers: Workers | None = None
+            stack = self._owned.pop(name, None)
+            if stack is not None:
+                stack.close()
+
+    def _start(self) -> None:
+        with INTERRUPTION.held():
+            self._folder = self._stack.enter_context(RunDirectory()).path
         for specification in self._wanted:
-            name = specification.id or ""
-            socket = self._socket or folder / f"{name}.sock"
             with INTERRUPTION.held():
-                if specification.socket is not None:
-                    self.endpoints.append(Endpoint(name, _check_served(specification), _kind(specification)))
-                elif specification.own_process:
-                    process = DeviceProcess(specification, name, check_socket_path(socket))
-                    stack.callback(process.stop)
-                    self.endpoints.append(Endpoint(name, socket, _kind(specification), process=process))
-                else:
-                    workers = workers or stack.enter_context(Workers(name="device"))
-                    self.endpoints.append(self._serve(stack, specification, socket.absolute(), workers))
+                self.endpoints.append(self._begin(specification))
         here = [*self.served, *self._beside]
-        if here or self._holders:
+        if self._control is not None:
+            for served in here:
+                self._control.add_device(served)
+        elif here or self._holders:
             with INTERRUPTION.held():
-                control = stack.enter_context(ControlServer(here))
-            for holder in self._holders:
-                control.add_holder(holder)
+                self._control = self._telling.enter_context(ControlServer(here))
+        for holder in self._holders:
+            assert self._control is not None
+            self._control.add_holder(holder)
         for endpoint in self.endpoints:
             if endpoint.process is not None:
                 endpoint.process.wait_ready()
         self.endpoints = [
             msgspec.structs.replace(each, virtual=_virtual_of(each.socket)) for each in self.endpoints
         ]
+
+    def _begin(self, specification: DeviceSpecification) -> Endpoint:
+        """One device; what it takes belongs to it alone, but for the threads."""
+        name = specification.id or ""
+        socket = self._socket or self._folder / f"{name}.sock"
+        if specification.socket is not None:
+            return Endpoint(name, _check_served(specification), _kind(specification))
+        with ExitStack() as stack:
+            if specification.own_process:
+                process = DeviceProcess(specification, name, check_socket_path(socket))
+                stack.callback(process.stop)
+                endpoint = Endpoint(name, socket, _kind(specification), process=process)
+            else:
+                if self._workers is None:
+                    self._workers = self._stack.enter_context(Workers(name="device"))
+                endpoint = self._serve(stack, specification, socket.absolute(), self._workers)
+            self._owned[name] = stack.pop_all()
+        return endpoint
 
     def _serve(
         self, stack: ExitStack, specification: DeviceSpecification, socket: Path, workers: Workers
@@ -244,16 +310,19 @@ def _kind_of(device: VirtioDevice, mac: str | None) -> VirtioKind:
     return VirtioKind(device.device_type, queues, device.queues[0].max_size)
 
 
-def _named(specifications: list[DeviceSpecification], only: str | None) -> list[DeviceSpecification]:
-    """Every device has an id: the given one, or its kind with a number."""
-    taken: Counter[str] = Counter(specification.id for specification in specifications if specification.id)
-    for name, count in taken.items():
+def _named(
+    specifications: list[DeviceSpecification], only: str | None, taken: Iterable[str] = ()
+) -> list[DeviceSpecification]:
+    """Every device has an id: the given one, or its kind with a number; none of those that are `taken`."""
+    counts: Counter[str] = Counter(taken)
+    counts.update(specification.id for specification in specifications if specification.id)
+    for name, count in counts.items():
         if count > 1:
-            raise IolaneError(f"two devices have the id '{name}'")
+            raise IolaneError(f"two devices have the id '{name}'", remedy="id=NAME gives one another")
     named = []
     for specification in specifications:
-        name = specification.id or only or _free_name(specification, taken)
-        taken[name] += 1
+        name = specification.id or only or _free_name(specification, counts)
+        counts[name] += 1
         named.append(msgspec.structs.replace(specification, id=name))
     return named
 
@@ -284,22 +353,34 @@ def images_in_use(servers: DeviceServers) -> list[IolaneError]:
     move here together with its disk; who expects none may as well know it at once.
     """
     problems: list[IolaneError] = []
-    written: dict[tuple[int, int], str] = {}
-    for served in servers.served:
-        disk = served.device
-        if not isinstance(disk, Block):
-            continue
-        try:
-            disk.check_image()
-        except IolaneError as error:
-            problems.append(IolaneError(f"{served.name}: {error.message}", remedy=error.remedy))
-        if disk.image is None or disk.read_only:
-            continue
-        status = disk.image.stat()
-        other = written.setdefault((status.st_dev, status.st_ino), served.name)
-        if other != served.name:
-            problems.append(IolaneError(f"{other} and {served.name} both write to {disk.image}"))
+    for place, served in enumerate(servers.served):
+        problems += image_problems(served, servers.served[:place])
     return problems
+
+
+def image_problems(served: Served, others: Iterable[Served]) -> list[IolaneError]:
+    """Why a disk can't be used now beside others of this process; nothing for what is no disk."""
+    disk = served.device
+    if not isinstance(disk, Block):
+        return []
+    problems: list[IolaneError] = []
+    try:
+        disk.check_image()
+    except IolaneError as error:
+        problems.append(IolaneError(f"{served.name}: {error.message}", remedy=error.remedy))
+    for other in others:
+        written = _written(other.device) if isinstance(other.device, Block) else None
+        if written is not None and written == _written(disk):
+            problems.append(IolaneError(f"{other.name} and {served.name} both write to {disk.image}"))
+    return problems
+
+
+def _written(disk: Block) -> tuple[int, int] | None:
+    """The file that a disk writes to."""
+    if disk.image is None or disk.read_only:
+        return None
+    status = disk.image.stat()
+    return status.st_dev, status.st_ino
 
 
 def wait_for_end(lifeline: int | None = None) -> None:

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 
+from iolane.engines.outcome import UnplugOutcome
 from iolane.engines.qemu.command_line import MachineDevice, VfioUserDevice
 from iolane.engines.qemu.descriptors import connected_peers
 from iolane.engines.qemu.guard import ServerGuard
@@ -120,9 +121,10 @@ def test_a_plug_that_qemu_refuses_leaves_the_port_free(qmp: FakeQmp, listening: 
 
 def test_unplugging_waits_for_the_end(qmp: FakeQmp, listening: Path) -> None:
     given = slots(qmp, VfioUserDevice("a", listening))
-    given.unplug("a", 1.0)
+    assert given.unplug("a", 1.0) is UnplugOutcome.AGREED
     assert qmp.commands[-1] == ("device_del", {"id": "a"})
     assert given.plugged == []
+    UnplugOutcome.AGREED.require("a")
 
 
 def test_unplugging_msix_is_refused_with_the_way_out(qmp: FakeQmp, listening: Path) -> None:
@@ -135,13 +137,39 @@ def test_unplugging_msix_is_refused_with_the_way_out(qmp: FakeQmp, listening: Pa
 def test_a_guest_that_does_not_let_go(qmp: FakeQmp, listening: Path) -> None:
     given = slots(qmp, VfioUserDevice("a", listening))
     qmp.event = None
-    with pytest.raises(IolaneError, match="did not let go"):
-        given.unplug("a", 0.0)
+    assert given.unplug("a", 0.0) is UnplugOutcome.NO_ANSWER
+    assert given.leaving == {"a"}
+    assert [device.id for device in given.plugged] == ["a"]
+    with pytest.raises(IolaneError, match="did not let go of a in time"):
+        UnplugOutcome.NO_ANSWER.require("a")
     qmp.refusal = "Device a is already in the process of unplug"
     qmp.event = {"event": "DEVICE_DELETED", "data": {"device": "a"}}
-    given.unplug("a", 1.0)
+    assert given.unplug("a", 1.0) is UnplugOutcome.AGREED
     with pytest.raises(IolaneError, match="no device a"):
         given.unplug("a", 1.0)
+
+
+def test_a_guest_that_says_no(qmp: FakeQmp, listening: Path) -> None:
+    given = slots(qmp, VfioUserDevice("a", listening))
+    qmp.event = {"event": "DEVICE_UNPLUG_GUEST_ERROR", "data": {"device": "a"}}
+    assert given.unplug("a", 1.0) is UnplugOutcome.REFUSED
+    assert [device.id for device in given.plugged] == ["a"]
+    assert not given.leaving
+    with pytest.raises(IolaneError, match="refuses to let go of a"):
+        UnplugOutcome.REFUSED.require("a")
+
+
+def test_a_guest_that_lets_go_later_or_by_itself(qmp: FakeQmp, listening: Path) -> None:
+    given = slots(qmp, VfioUserDevice("a", listening), VfioUserDevice("b", listening))
+    qmp.event = None
+    assert given.unplug("a", 0.0) is UnplugOutcome.NO_ANSWER
+    assert given.deleted("a")
+    assert not given.deleted("a"), "told of once"
+    assert not given.leaving
+    assert given.deleted("b"), "nobody asked: the guest did it"
+    assert not given.deleted("something-of-qemu's")
+    assert given.plugged == []
+    given.plug(VfioUserDevice("c", listening, port="port1"))
 
 
 def test_migration_is_refused_while_devices_are_plugged_in(qmp: FakeQmp, listening: Path) -> None:

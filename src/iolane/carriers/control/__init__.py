@@ -1,6 +1,27 @@
-"""The control socket: one per serving process, for `iolane devices`, `trace` and `reset`."""
+"""The control socket: one per serving process, for the verbs that see and change what runs."""
 
 from iolane.carriers.control.client import ControlClient, find_device, held_functions, serving
+from iolane.carriers.control.machine_messages import (
+    ConsoleText,
+    EventKind,
+    FollowEvents,
+    MachineEvent,
+    MachineReport,
+    MachineRequest,
+    MachineState,
+    MachineStream,
+    OpenConsole,
+    PauseMachine,
+    PlugDevice,
+    PluggedDevice,
+    ResumeMachine,
+    ShowConsole,
+    ShowMachine,
+    StopMachine,
+    UnplugDevice,
+    Unplugged,
+)
+from iolane.carriers.control.machine_service import ControlledConsole, ControlledMachine
 from iolane.carriers.control.messages import (
     DeviceReport,
     Done,
@@ -15,6 +36,7 @@ from iolane.carriers.control.messages import (
     SetTrace,
 )
 from iolane.carriers.control.runtime import (
+    MachineName,
     RunDirectory,
     check_socket_path,
     is_served,
@@ -25,22 +47,43 @@ from iolane.carriers.control.runtime import (
 from iolane.carriers.control.server import Controlled, ControlServer, Sink
 
 __all__ = [
+    "ConsoleText",
     "ControlClient",
     "ControlServer",
     "Controlled",
+    "ControlledConsole",
+    "ControlledMachine",
     "DeviceReport",
     "Done",
     "Event",
+    "EventKind",
+    "FollowEvents",
     "HeldReport",
     "ListDevices",
     "ListHeld",
+    "MachineEvent",
+    "MachineName",
+    "MachineReport",
+    "MachineRequest",
+    "MachineState",
+    "MachineStream",
+    "OpenConsole",
+    "PauseMachine",
+    "PlugDevice",
+    "PluggedDevice",
     "Refusal",
     "ResetDevice",
+    "ResumeMachine",
     "RunDirectory",
     "SaveDevice",
     "ServerReport",
     "SetTrace",
+    "ShowConsole",
+    "ShowMachine",
     "Sink",
+    "StopMachine",
+    "UnplugDevice",
+    "Unplugged",
     "check_socket_path",
     "find_device",
     "held_functions",

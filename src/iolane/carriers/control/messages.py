@@ -6,6 +6,12 @@ from typing import Any, Literal
 
 import msgspec
 
+from iolane.carriers.control.machine_messages import (
+    MachineReport,
+    MachineRequest,
+    MachineStream,
+    OpenConsole,
+)
 from iolane.host.holding import HeldFunction
 
 LINE_LIMIT = 64 * 1024
@@ -48,7 +54,16 @@ class ListHeld(msgspec.Struct, frozen=True, tag_field="do", tag="held", forbid_u
     """Report the physical functions that the serving process holds, with what they reach by DMA."""
 
 
-Request = ListDevices | SetTrace | ResetDevice | SaveDevice | ListHeld
+Request = (
+    ListDevices
+    | SetTrace
+    | ResetDevice
+    | SaveDevice
+    | ListHeld
+    | MachineRequest
+    | MachineStream
+    | OpenConsole
+)
 
 
 class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +98,8 @@ class ServerReport(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds since the epoch."""
     version: str
     devices: list[DeviceReport]
+    machine: MachineReport | None = None
+    """The machine that it runs."""
 
 
 class HeldReport(msgspec.Struct, frozen=True):

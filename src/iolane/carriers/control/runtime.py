@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import shutil
 import socket
@@ -15,6 +16,7 @@ from types import TracebackType
 from iolane.errors import IolaneError
 
 CONTROL_SUFFIX = ".control"
+NAME_SUFFIX = ".machine"
 _RUN_PREFIX = "run-"
 _PATH_LIMIT = 107
 """sun_path of sockaddr_un, without its NUL (unix(7))."""
@@ -84,7 +86,25 @@ def remove_stale() -> list[Path]:
                 path.unlink(missing_ok=True)
         elif path.name.startswith(_RUN_PREFIX) and not _locked(path / "lock"):
             shutil.rmtree(path, ignore_errors=True)
+        elif path.suffix == NAME_SUFFIX and (claim := _claim(path)) is not None:
+            path.unlink(missing_ok=True)
+            os.close(claim)
     return alive
+
+
+def _claim(path: Path) -> int | None:
+    """A descriptor that holds the lock file at `path`; None when a living process holds it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)  # who held it before has removed the file in between
 
 
 def _locked(path: Path) -> bool:
@@ -131,3 +151,43 @@ class RunDirectory:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self.close()
+
+
+class MachineName:
+    """A name that no other running machine of the user has, from the beginning to `close`.
+
+    Args:
+        wanted: the name; None: `vm0`, or the next one that is free.
+
+    Raises:
+        IolaneError: a running machine has that name.
+    """
+
+    def __init__(self, wanted: str | None) -> None:
+        directory = runtime_directory()
+        names = (wanted,) if wanted is not None else (f"vm{number}" for number in itertools.count())
+        for self.name in names:
+            self._path = directory / f"{self.name}{NAME_SUFFIX}"
+            claim = _claim(self._path)
+            if claim is not None:
+                self._descriptor = claim
+                return
+        raise IolaneError(
+            f"a machine called '{wanted}' runs already",
+            remedy="see `iolane ps`, or choose another name with --name",
+        )
+
+    def close(self) -> None:
+        """The name is free again."""
+        if self._descriptor >= 0:
+            self._path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> MachineName:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import shlex
 import socket
 import struct
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +19,9 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from iolane._version import __version__
+from iolane.carriers.control.machine_messages import MachineRequest, MachineStream, OpenConsole
+from iolane.carriers.control.machine_service import ControlledMachine, follow_machine, serve_console
+from iolane.carriers.control.mailbox import Mailbox
 from iolane.carriers.control.messages import (
     LINE_LIMIT,
     DeviceReport,
@@ -80,7 +81,14 @@ class Controlled(Protocol):
 class ControlServer:
     """One per serving process; a context manager. Its socket appears once it answers."""
 
-    def __init__(self, devices: Sequence[Controlled], *, command: str | None = None) -> None:
+    def __init__(
+        self,
+        devices: Sequence[Controlled],
+        *,
+        command: str | None = None,
+        machine: ControlledMachine | None = None,
+    ) -> None:
+        self._machine = machine
         self._devices = {device.name: device for device in devices}
         self._command = shlex.join(sys.argv) if command is None else command
         self._started = time.time()
@@ -145,6 +153,14 @@ class ControlServer:
         with contextlib.suppress(ValueError):
             self._holders.remove(holder)
 
+    def add_device(self, device: Controlled) -> None:
+        """Tell of one more device, until `remove_device`."""
+        self._devices[device.name] = device
+
+    def remove_device(self, name: str) -> None:
+        """It is served no more; again does nothing."""
+        self._devices.pop(name, None)
+
     def _accept(self) -> None:
         while (listener := self._listener) is not None:
             try:
@@ -188,6 +204,12 @@ class ControlServer:
             if isinstance(request, SetTrace) and request.follow:
                 self._follow(connection, request)
                 return False
+            if isinstance(request, MachineStream):
+                follow_machine(connection, self._the_machine(), request)
+                return False
+            if isinstance(request, OpenConsole):
+                serve_console(connection, self._the_machine().console(), replay=request.replay)
+                return False
             _send(connection, self._perform(request))
         except IolaneError as error:
             _send(connection, Refusal(error.message, error.remedy))
@@ -198,7 +220,12 @@ class ControlServer:
             _send(connection, Refusal(f"the request failed: {type(error).__name__}: {error}"))
         return True
 
-    def _perform(self, request: Request) -> ServerReport | HeldReport | Done:
+    def _the_machine(self) -> ControlledMachine:
+        if self._machine is None:
+            raise IolaneError("this process runs no machine", remedy="see `iolane ps`")
+        return self._machine
+
+    def _perform(self, request: Request) -> msgspec.Struct:
         match request:
             case ListDevices():
                 return ServerReport(
@@ -206,7 +233,8 @@ class ControlServer:
                     command=self._command,
                     started=self._started,
                     version=__version__,
-                    devices=[device.report() for device in self._devices.values()],
+                    devices=[device.report() for device in list(self._devices.values())],
+                    machine=None if self._machine is None else self._machine.report(),
                 )
             case ListHeld():
                 return HeldReport([holder.held() for holder in list(self._holders)])
@@ -216,6 +244,8 @@ class ControlServer:
                 self._find(request.device).reset(request.kind)
             case SaveDevice():
                 write_private(Path(request.file), self._find(request.device).save())
+            case _ if isinstance(request, MachineRequest):
+                return self._the_machine().perform(request)
         return Done()
 
     def _find(self, name: str) -> Controlled:
@@ -229,60 +259,19 @@ class ControlServer:
     def _follow(self, connection: socket.socket, request: SetTrace) -> None:
         """Send traced accesses until the peer closes; the trace level before is restored then."""
         device = self._find(request.device)
-        mailbox = _Mailbox()
+        mailbox: Mailbox[str | dict[str, Any]] = Mailbox(EVENT_LIMIT)
         restore = device.set_trace(request, mailbox.put)
         try:
             _send(connection, Done())
             while mailbox.wait(connection):
-                for event in mailbox.take():
-                    _send(connection, event)
+                events, lost = mailbox.take()
+                for event in events[:-1]:
+                    _send(connection, Event(event))
+                for event in events[-1:]:
+                    _send(connection, Event(event, lost))
         finally:
             restore()
             mailbox.close()
-
-
-class _Mailbox:
-    """Traced accesses on their way from a device, which must not wait, to a reader, which may be slow."""
-
-    def __init__(self) -> None:
-        self._events: deque[str | dict[str, Any]] = deque()
-        self._lock = threading.Lock()
-        self._lost = 0
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-
-    def put(self, event: str | dict[str, Any]) -> None:
-        with self._lock:
-            if self._wake < 0:
-                return
-            if len(self._events) >= EVENT_LIMIT:
-                self._lost += 1
-                return
-            self._events.append(event)
-            if len(self._events) == 1:
-                os.eventfd_write(self._wake, 1)
-
-    def wait(self, connection: socket.socket) -> bool:
-        """Until there are events; False when the peer closed its side (or spoke: nothing is expected)."""
-        poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
-        poll.register(connection, select.POLLIN | select.POLLRDHUP)
-        return all(descriptor == self._wake for descriptor, _ in poll.poll())
-
-    def take(self) -> list[Event]:
-        with self._lock:
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._wake)
-            events = [Event(event) for event in self._events]
-            if events and self._lost:
-                events[-1] = Event(events[-1].event, self._lost)
-                self._lost = 0
-            self._events.clear()
-        return events
-
-    def close(self) -> None:
-        with self._lock:
-            os.close(self._wake)
-            self._wake = -1
 
 
 def _send(connection: socket.socket, message: msgspec.Struct) -> None:

@@ -13,6 +13,7 @@ import os
 import shlex
 import socket
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -102,6 +103,7 @@ class GuestAgent:
         self._port = port
         port.setblocking(True)
         self._held = bytearray()
+        self._sending = threading.Lock()
         self._lost_step = ""
         self.release = ""
 
@@ -198,7 +200,7 @@ class GuestAgent:
         return content
 
     def power(self, *, reboot: bool) -> None:
-        """Syncs and powers the guest off, or reboots it. There is no answer."""
+        """Syncs and powers the guest off, or reboots it, also while a command runs. There is no answer."""
         self._send(Type.POWER, bytes([reboot]))
 
     @staticmethod
@@ -235,7 +237,8 @@ class GuestAgent:
 
     def _send(self, kind: Type, data: bytes = b"") -> None:
         try:
-            self._port.sendall(_HEADER.pack(MAGIC, kind, 0, len(data)) + data)
+            with self._sending:
+                self._port.sendall(_HEADER.pack(MAGIC, kind, 0, len(data)) + data)
         except OSError as error:
             raise AgentLostError("the machine's agent port is closed") from error
 

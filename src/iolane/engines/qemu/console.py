@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from iolane.errors import IolaneError
@@ -17,6 +18,12 @@ KEPT = 1 << 20
 _ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|[@-Z\\^_c])")
 _GATHER = struct.pack("ll", 0, 10_000)
 _FOREVER = struct.pack("ll", 0, 0)
+
+
+@dataclass(eq=False)
+class _Watcher:
+    listener: Callable[[bytes], object] | None
+    at_end: Callable[[], object] | None
 
 
 class Console:
@@ -31,8 +38,9 @@ class Console:
         self._dropped = 0
         self._changed = threading.Condition()
         self._ended = False
-        self._listener: Callable[[bytes], None] | None = None
-        self._at_end: Callable[[], object] | None = None
+        self._watchers: list[_Watcher] = []
+        self._attached: Callable[[], None] | None = None
+        self._at_end: Callable[[], None] | None = None
         self._thread = threading.Thread(target=self._read, name=f"console {log.name}", daemon=True)
         self._thread.start()
 
@@ -40,20 +48,54 @@ class Console:
         """Types `data`."""
         self._port.sendall(data)
 
-    def attach(self, listener: Callable[[bytes], None] | None, *, replay: bool = True) -> None:
-        """`listener` gets what the console has shown (unless not to `replay`), then all it shows (in the
-        console's thread)."""
+    def type(self, data: bytes) -> int:
+        """Types as much of `data` as the guest takes now, without waiting: how many bytes."""
+        try:
+            return self._port.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+
+    def fileno(self) -> int:
+        """For poll(2) alone: writable when `type` has room."""
+        return self._port.fileno()
+
+    def watch(
+        self,
+        listener: Callable[[bytes], object] | None,
+        at_end: Callable[[], object] | None = None,
+        *,
+        replay: bool = True,
+    ) -> Callable[[], None]:
+        """`listener` gets what the console has shown (unless not to `replay`), then all it shows, in the
+        console's thread: who is slow keeps the guest's output waiting. `at_end` is called when the machine
+        has ended, at once if it has. Any number may watch; returns the call that ends it.
+        """
+        watcher = _Watcher(listener, at_end)
         with self._changed:
-            self._listener = listener
+            self._watchers.append(watcher)
             if listener is not None and self._kept and replay:
                 listener(bytes(self._kept))
+            if self._ended and at_end is not None:
+                at_end()
+
+        def end() -> None:
+            with self._changed:
+                if watcher in self._watchers:
+                    self._watchers.remove(watcher)
+
+        return end
+
+    def attach(self, listener: Callable[[bytes], None] | None, *, replay: bool = True) -> None:
+        """Watches for one who needs no more than one listener; None ends it."""
+        if self._attached is not None:
+            self._attached()
+        self._attached = None if listener is None else self.watch(listener, replay=replay)
 
     def on_end(self, call: Callable[[], object] | None) -> None:
         """`call` is called when the machine has ended, at once if it has; None takes it back."""
-        with self._changed:
-            self._at_end = call
-            if self._ended and call is not None:
-                call()
+        if self._at_end is not None:
+            self._at_end()
+        self._at_end = None if call is None else self.watch(None, call)
 
     def text(self) -> str:
         """What the console has shown (the last of it, when it is much)."""
@@ -108,14 +150,15 @@ class Console:
                     if (extra := len(self._kept) - KEPT) > 0:
                         del self._kept[:extra]
                         self._dropped += extra
-                    listener = self._listener
+                    listeners = [each.listener for each in self._watchers if each.listener is not None]
                     self._changed.notify_all()
-                if listener is not None:
+                for listener in listeners:
                     listener(data)
         with self._changed:
             self._ended = True
-            if self._at_end is not None:
-                self._at_end()
+            for each in self._watchers:
+                if each.at_end is not None:
+                    each.at_end()
             self._changed.notify_all()
 
     def _gather(self) -> bytes:

@@ -8,23 +8,27 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from iolane.carriers.control.machine_messages import EventKind, MachineEvent
+from iolane.engines.machine import EventFunction
+from iolane.engines.outcome import UnplugOutcome
 from iolane.engines.qemu.agent import AgentError, AgentLostError, CommandResult, GuestAgent, OutputFunction
 from iolane.engines.qemu.cache import Cache
-from iolane.engines.qemu.command_line import Accelerator, Board, Hardware, MachineDevice, VfioUserDevice
+from iolane.engines.qemu.command_line import Hardware, MachineDevice, VfioUserDevice
+from iolane.engines.qemu.config import MachineConfig
 from iolane.engines.qemu.console import Console
-from iolane.engines.qemu.initramfs import InitramfsContent, build_initramfs
+from iolane.engines.qemu.events import AT_WILL, HANDLED, EventThread, event, translated
+from iolane.engines.qemu.initramfs import build_initramfs
 from iolane.engines.qemu.kernel import Flavour, GuestKernel, debian_kernel, own_kernel
 from iolane.engines.qemu.launch import Running
 from iolane.engines.qemu.migration import Migration, migrate
 from iolane.engines.qemu.patience import patient
 from iolane.engines.qemu.probe import choose_accelerator
-from iolane.engines.qemu.provision import Qemu, obtain_qemu
-from iolane.engines.qemu.qmp import Qmp, QmpLostError
+from iolane.engines.qemu.provision import obtain_qemu
+from iolane.engines.qemu.qmp import Event, Qmp, QmpLostError
 from iolane.engines.qemu.slots import DeadServer, Slots
 from iolane.engines.qemu.vfio import VfioPciDevice, refuse_discarding, refuse_without_locked_memory
 from iolane.engines.qemu.vmlinux import uncompressed
@@ -35,58 +39,15 @@ _TELLING = r"Kernel panic|Oops|BUG:|general protection fault|Initramfs unpacking
 _numbers = itertools.count(1)
 
 
+__all__ = ["MachineConfig", "MachineError", "QemuMachine"]
+
+
 class MachineError(IolaneError):
     """The machine did not come up, or is gone. The message holds the end of its console."""
 
     def __init__(self, message: str, *, remedy: str | None = None, console: str = "") -> None:
         super().__init__(message, remedy=remedy)
         self.console = console
-
-
-@dataclass(frozen=True)
-class MachineConfig:
-    """What a machine is to be. The defaults boot Debian's cloud kernel with busybox and the guest agent."""
-
-    name: str = "iolane"
-    memory_mib: int = 512
-    cpus: int = 1
-    devices: Sequence[MachineDevice] = ()
-    kernel: GuestKernel | Path | Flavour | None = Flavour.CLOUD
-    """A Debian flavour, an own image, or None: the firmware boots from a device (see `bootindex`)."""
-    initrd: Path | None = None
-    """An own initrd; by default one is made, with the agent as its /init."""
-    content: InitramfsContent = field(default_factory=InitramfsContent)
-    """What the initramfs made here holds beside busybox and the agent."""
-    append: str = ""
-    agent: bool | None = None
-    """Whether a guest agent will answer; by default, whether the initramfs is made here."""
-    shell: bool = False
-    """A shell on the console."""
-    iommu: bool = False
-    """Put an Intel IOMMU before the devices, in caching mode, and have the kernel use it."""
-    board: Board = field(default_factory=Board)
-    ports: int = 8
-    accelerator: Accelerator | None = None
-    """By default KVM where it runs Linux, else TCG."""
-    cpu_model: str | None = None
-    quick: bool = True
-    """Kernel parameters for a quick boot."""
-    reboot_stops: bool = True
-    """A guest that restarts by itself (a panic does) ends the machine. `reset` works either way."""
-    boot_timeout: float = 120.0
-    console_log: Path | None = None
-    qemu: Qemu | None = None
-    extra_arguments: Sequence[str] = ()
-    paused: bool = False
-    incoming: bool = False
-    """Wait for the guest of another machine with the same hardware, see `migrate_to`."""
-
-    @property
-    def has_agent(self) -> bool:
-        """Whether a guest agent is expected."""
-        if self.agent is not None:
-            return self.agent
-        return self.kernel is not None and self.initrd is None
 
 
 class QemuMachine:
@@ -98,10 +59,14 @@ class QemuMachine:
         self._lock = threading.RLock()
         self._now: Running | None = None
         self._slots: Slots | None = None
+        self._events: EventThread | None = None
+        self._paused = False
         self.accelerator_reason = ""
         self.boot_seconds = 0.0
         self.on_dead_server: Callable[[DeadServer], None] | None = None
         """Called (in a thread of the machine) when a device's server has gone while QEMU was connected."""
+        self.on_event: EventFunction | None = None
+        """Called with each event, in order, in a thread of the machine that may wait."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -134,6 +99,9 @@ class QemuMachine:
             running.close()
         if slots is not None:
             slots.close()
+        events, self._events = self._events, None
+        if events is not None:
+            events.close()
 
     def abort(self) -> None:
         """Ends QEMU at once, from any thread; whoever waits for the guest learns of it."""
@@ -141,13 +109,17 @@ class QemuMachine:
         if now is not None:
             now.process.signal_end()
 
-    def powerdown(self, timeout: float = 30.0) -> None:
-        """Has the guest power itself off (by its agent, else the ACPI power button) and waits for the end."""
+    def ask_powerdown(self) -> None:
+        """Asks the guest to power itself off (by its agent, else the ACPI power button), and returns."""
         agent = self._running().agent
         if agent is not None:
             agent.power(reboot=False)
         else:
             self.qmp.execute("system_powerdown")
+
+    def powerdown(self, timeout: float = 30.0) -> None:
+        """Has the guest power itself off and waits for the end. The owner's alone, as `stop`."""
+        self.ask_powerdown()
         limit = patient(timeout)
         if self._running().process.wait(limit) is None:
             raise self._failure(f"the guest did not power off within {limit:g} s")
@@ -179,9 +151,20 @@ class QemuMachine:
             raise self._failure(f"the guest did not come up within {limit:g} s") from None
         self.boot_seconds = time.monotonic() - started
 
+    def pause(self) -> None:
+        """Holds the processors."""
+        self.qmp.execute("stop")
+        self._paused = True
+
     def resume(self) -> None:
-        """Lets the processors run (after `paused`)."""
+        """Lets the processors run."""
         self.qmp.execute("cont")
+        self._paused = False
+
+    @property
+    def paused(self) -> bool:
+        """Whether the processors stand still."""
+        return self._paused
 
     def wait_end(self, timeout: float | None = None) -> bool:
         """Waits until the machine has ended by itself; False when it has not in time."""
@@ -241,16 +224,32 @@ class QemuMachine:
 
     # -- devices ------------------------------------------------------------------------------------------
 
-    def plug(self, device: MachineDevice) -> None:
-        """Plugs a device (its server listens, its function is held by vfio-pci) into a free root port."""
+    def plug(self, device: MachineDevice) -> MachineDevice:
+        """Plugs a device (its server listens, its function is held by vfio-pci) into a free root port.
+        The device with its port."""
         self._allow(device)
-        self._slots_now().plug(device)
+        return self._slots_now().plug(device)
 
-    def unplug(self, identity: str, timeout: float = 30.0) -> None:
-        """Unplugs a device and waits until the guest has let go of it and QEMU has removed it.
+    def unplug(self, identity: str, timeout: float = 30.0) -> UnplugOutcome:
+        """Asks the guest to let go of a device, and waits until QEMU has removed it.
 
         Refused for a device with MSI-X: QEMU would abort (facts: defect 1 of QEMU 11)."""
-        self._slots_now().unplug(identity, timeout)
+        return self._slots_now().unplug(identity, timeout)
+
+    @property
+    def plugged(self) -> list[MachineDevice]:
+        """What is plugged in, with ports."""
+        return self._slots_now().plugged
+
+    @property
+    def leaving(self) -> frozenset[str]:
+        """The devices that the guest was asked to let go of, and has not yet."""
+        return self._slots_now().leaving
+
+    def why_not_unplug(self, identity: str) -> str | None:
+        """Why QEMU would not survive that a device is removed; None where it does."""
+        why = self._slots_now().why_not_unplug(identity)
+        return None if why is None else why[0]
 
     def migrate_to(self, destination: QemuMachine, timeout: float = 120.0) -> Migration:
         """Moves the guest, while it runs, to a machine that was started for it (`incoming`); ends this one.
@@ -309,6 +308,9 @@ class QemuMachine:
         )
         now = Running(qemu, hardware, self._log_path(), self._on_message, agent=config.has_agent)
         self._now = now
+        self._paused = config.paused or config.incoming
+        self._events = EventThread(config.name)
+        now.qmp.add_listener(self._take, self._lost)
         try:
             now.connect()
         except QmpLostError:
@@ -345,6 +347,49 @@ class QemuMachine:
         for dead in slots.look_after(line):
             if self.on_dead_server is not None:
                 self.on_dead_server(dead)
+            self._tell(EventKind.SERVER_LOST, str(dead), device=dead.device.id)
+
+    # -- events, taken in threads that may not wait -------------------------------------------------------
+
+    def _take(self, told: Event) -> None:
+        events, name = self._events, told["event"]
+        if events is None or name not in HANDLED:
+            return
+        if name in ("STOP", "RESUME"):
+            self._paused = name == "STOP"
+        events.put(lambda: self._handle(told), droppable=name in AT_WILL)
+
+    def _lost(self) -> None:
+        now = self._now
+        if self._events is not None and now is not None:
+            self._events.put(lambda: self._notify(event(EventKind.ENDED, self._last_words(now))))
+
+    @staticmethod
+    def _last_words(now: Running) -> str:
+        """QEMU closes its channels just before it ends."""
+        now.process.wait(patient(5.0))
+        return now.process.ending()
+
+    def _tell(self, kind: EventKind, text: str, *, device: str) -> None:
+        if self._events is not None:
+            told = event(kind, text, device=device)
+            self._events.put(lambda: self._notify(told))
+
+    def _handle(self, told: Event) -> None:
+        """In the event thread."""
+        if told["event"] == "DEVICE_DELETED":
+            identity, slots = told.get("data", {}).get("device"), self._slots
+            if isinstance(identity, str) and slots is not None and slots.deleted(identity):
+                self._notify(event(EventKind.UNPLUGGED, "later than it was waited for", device=identity))
+            return
+        now = self._now
+        ours = translated(told, lambda: now.console.lines_with(_TELLING) if now is not None else [])
+        if ours is not None:
+            self._notify(ours)
+
+    def _notify(self, told: MachineEvent) -> None:
+        if self.on_event is not None:
+            self.on_event(told)
 
     def _running(self) -> Running:
         if self._now is None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from iolane.engines.outcome import UnplugOutcome
 from iolane.engines.qemu.command_line import PORT_PREFIX, MachineDevice, VfioUserDevice, place_devices
 from iolane.engines.qemu.descriptors import connected_peers
 from iolane.engines.qemu.guard import ServerGuard
 from iolane.engines.qemu.patience import patient
-from iolane.engines.qemu.qmp import Qmp, QmpError
+from iolane.engines.qemu.qmp import Qmp, QmpError, QmpLostError
 from iolane.engines.qemu.vfio import VfioPciDevice
 from iolane.engines.qemu.vhost_user import VhostUserDevice
 from iolane.errors import IolaneError
@@ -22,6 +24,8 @@ _DEATH_MESSAGES = (
 )
 """What QEMU's hw/vfio-user/proxy.c and hw/virtio/vhost-user.c report when the other end goes away, without
 saying whose."""
+_BUSY = ("already in the process of unplug", "guest is busy")
+"""What QEMU says of a device whose unplug is under way (hw/core/qdev.c, hw/pci/pcie.c)."""
 _LOOK_INTERVAL = 0.5
 """A dead device makes QEMU complain at each access of the guest's: look again only so often (seconds)."""
 
@@ -64,6 +68,7 @@ class Slots:
         self._told: set[str] = set()
         self._guard = ServerGuard(pid)
         self._with_msix: set[str] = set()
+        self._leaving: set[str] = set()
         for device in self._plugged.values():
             self._plugged_in(device)
         self._looked = 0.0
@@ -73,8 +78,13 @@ class Slots:
         """What is plugged in, by our own account."""
         return list(self._plugged.values())
 
-    def plug(self, device: MachineDevice) -> None:
-        """Plugs a device into its port, or the first free one."""
+    @property
+    def leaving(self) -> frozenset[str]:
+        """The devices that the guest was asked to let go of and has not yet."""
+        return frozenset(self._leaving)
+
+    def plug(self, device: MachineDevice) -> MachineDevice:
+        """Plugs a device into its port, or the first free one; the device with its port."""
         with self._lock:
             if device.id in self._plugged:
                 raise IolaneError(f"a device {device.id} is plugged in already", remedy="choose another id")
@@ -92,8 +102,9 @@ class Slots:
                 raise IolaneError(
                     f"device {device.id} cannot be plugged in: {error.message}", remedy=device.remedy
                 ) from error
-            self._plugged[device.id] = replace(device, port=port)
+            placed = self._plugged[device.id] = replace(device, port=port)
             self._plugged_in(device)
+            return placed
 
     def _refuse_beside_vfio_user(self, device: MachineDevice) -> None:
         """QEMU 11 would abort: hw/vfio/container-legacy.c takes every container for one of its own."""
@@ -116,7 +127,24 @@ class Slots:
         for number, socket in enumerate(device.virtual):
             self._guard.watch(device.virtual_id(number), socket)
 
-    def unplug(self, identity: str, timeout: float) -> None:
+    def why_not_unplug(self, identity: str) -> tuple[str, str] | None:
+        """Why QEMU would not survive that this device is removed, and the way out; None where it does."""
+        device = self._plugged[identity]
+        if not isinstance(device, VfioUserDevice):
+            return None
+        if device.virtual:
+            return (
+                "its virtual functions would go with it, which QEMU does not survive where they have MSI-X",
+                "shut the guest down",
+            )
+        if identity in self._with_msix:
+            return (
+                "it presents MSI-X, and QEMU aborts when a vfio-user device with MSI-X is removed",
+                f"present {identity} with presentation=msi to unplug it, or shut the guest down",
+            )
+        return None
+
+    def unplug(self, identity: str, timeout: float) -> UnplugOutcome:
         """Asks the guest to let go and waits for QEMU to have removed the device."""
         with self._lock:
             if identity not in self._plugged:
@@ -124,45 +152,49 @@ class Slots:
                     f"no device {identity} is plugged in",
                     remedy=f"there are: {', '.join(self._plugged) or 'none'}",
                 )
-            device = self._plugged[identity]
-            if isinstance(device, VfioUserDevice) and device.virtual:
-                raise IolaneError(
-                    f"unplugging {identity} is refused: its virtual functions would go with it, which QEMU "
-                    "does not survive where they have MSI-X",
-                    remedy="shut the guest down",
-                )
-            if isinstance(device, VfioUserDevice) and self.has_msix(identity):
-                raise IolaneError(
-                    f"unplugging {identity} is refused: it presents MSI-X, and QEMU aborts when a "
-                    "vfio-user device with MSI-X is removed",
-                    remedy=f"present {identity} with presentation=msi to unplug it, or shut the guest down",
-                )
-            limit = patient(timeout)
+            if why := self.why_not_unplug(identity):
+                raise IolaneError(f"unplugging {identity} is refused: {why[0]}", remedy=why[1])
             mark = self._qmp.mark()
-            try:
-                self._qmp.execute("device_del", id=identity)
-            except QmpError as error:
-                if "already in the process of unplug" not in error.message:
-                    raise
+            self._ask(identity)
             event = self._qmp.wait_event(
                 {"DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR"},
                 mark,
-                limit,
+                patient(timeout),
                 lambda event: event.get("data", {}).get("device") == identity,
             )
             if event is None:
-                raise IolaneError(
-                    f"the guest did not let go of {identity} within {limit:g} s",
-                    remedy="is the guest up, and does its driver let go? unplug again to go on waiting",
-                )
+                self._leaving.add(identity)
+                return UnplugOutcome.NO_ANSWER
             if event["event"] == "DEVICE_UNPLUG_GUEST_ERROR":
-                raise IolaneError(
-                    f"the guest refuses to let go of {identity}", remedy="stop using it in the guest"
-                )
-            del self._plugged[identity]
-            device.forget(self._qmp)
-            if isinstance(device, VfioUserDevice):
-                self._guard.forget(identity)
+                self._leaving.discard(identity)
+                return UnplugOutcome.REFUSED
+            self._removed(identity)
+            return UnplugOutcome.AGREED
+
+    def _ask(self, identity: str) -> None:
+        try:
+            self._qmp.execute("device_del", id=identity)
+        except QmpError as error:
+            if not any(said in error.message for said in _BUSY):
+                raise
+
+    def deleted(self, identity: str) -> bool:
+        """QEMU has removed a device, and nobody waits for it: asked for earlier, or the guest's own doing.
+        Whether it was one of ours."""
+        with self._lock:
+            if identity not in self._plugged:
+                return False
+            with contextlib.suppress(QmpLostError):  # QEMU is gone, and with it what is to be forgotten
+                self._removed(identity)
+            return True
+
+    def _removed(self, identity: str) -> None:
+        device = self._plugged.pop(identity)
+        self._leaving.discard(identity)
+        self._with_msix.discard(identity)
+        device.forget(self._qmp)
+        if isinstance(device, VfioUserDevice):
+            self._guard.forget(identity)
 
     def close(self) -> None:
         """Lets go of the servers."""

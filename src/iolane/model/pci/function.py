@@ -109,6 +109,11 @@ class PciDevice(ServedFunction):
             if bars.get(hook.bar.index) is not hook.bar:
                 raise TypeError(f"{cls.__name__}.{name} hooks {hook.bar.name}, which this class replaced")
 
+    @classmethod
+    def declares(cls, kind: type[Capability[Any]]) -> bool:
+        """Whether the class declares a capability of that kind, whatever is presented of it."""
+        return any(isinstance(each, kind) for each in cls._capabilities.values())
+
     # Building one device.
 
     def _presented_capabilities(self) -> dict[str, Capability[Any]]:

@@ -18,9 +18,10 @@ from iolane.operations.demo.disk import EMULATED, PARAVIRTUAL, DiskDemo, DiskLan
 from iolane.operations.demo.line import DRIVER as LINE_DRIVER
 from iolane.operations.demo.line import LineDemo
 from iolane.operations.demo.results import Check, DemoResult, DeviceRow, Events, Seen, Throughput
-from iolane.operations.run import RunRequest, machine_device, machine_with_devices, shut_down
+from iolane.operations.machine import Machine, MachineDescription
+from iolane.operations.run import shut_down
 from iolane.operations.served_device import ServedDevice
-from iolane.operations.serving import DeviceServers, Served
+from iolane.operations.serving import Served
 
 __all__ = ["Check", "DemoResult", "DeviceRow", "Events", "Throughput", "run_demo"]
 
@@ -34,32 +35,31 @@ def run_demo(report: Report, *, payload: int = 64 << 20) -> DemoResult:
         image, socket = Path(scratch) / "disk.raw", run.path / "line.sock"
         report(f"making a disk image of {2 * payload >> 20} MiB")
         disk, line = DiskDemo(image, payload), LineDemo(socket)
-        request = RunRequest(
+        description = MachineDescription(
             devices=[_disk(PARAVIRTUAL, image), f"serial,stream=listen:{_escaped(socket)},id={LINE}"],
             modules=[EMULATED.driver],
         )
-        with machine_with_devices(request, report) as (machine, servers, engine):
-            first, port = servers.served
+        with Machine(description, report=report) as machine:
+            first, port = machine.devices.servers.served
             assert isinstance(port, ServedDevice)
             kernel = machine.check("uname -sr").strip()
             account = _Account()
-            seen = disk.run(machine, first, PARAVIRTUAL, report)
+            seen = disk.run(machine.guest, first, PARAVIRTUAL, report)
             account.add(first, PARAVIRTUAL.lane, PARAVIRTUAL.carrier, PARAVIRTUAL.driver, seen, payload)
             report(f"unplugging {first.name}: only one device may write to an image")
-            machine.unplug(first.name)
-            with DeviceServers([_disk(EMULATED, image)]) as others:
-                [second] = others.served
-                report(f"plugging {second.name} in, with the same image")
-                machine.plug(machine_device(others.endpoints[0]))
-                seen = disk.run(machine, second, EMULATED, report)
-                account.add(second, EMULATED.lane, EMULATED.carrier, EMULATED.driver, seen, payload)
-                seen = line.run(machine, port, report)
-                account.add(port, EMULATED.lane, EMULATED.carrier, LINE_DRIVER, seen, 0)
-                boot_seconds = machine.boot_seconds
-                shut_down(machine)
+            machine.unplug(first.name).require(first.name)
+            report(f"plugging {EMULATED.device} in, with the same image")
+            second = machine.devices.served(machine.plug(f"{_disk(EMULATED, image)},presentation=msix").id)
+            assert second is not None
+            seen = disk.run(machine.guest, second, EMULATED, report)
+            account.add(second, EMULATED.lane, EMULATED.carrier, EMULATED.driver, seen, payload)
+            seen = line.run(machine.guest, port, report)
+            account.add(port, EMULATED.lane, EMULATED.carrier, LINE_DRIVER, seen, 0)
+            boot_seconds, engine = machine.boot_seconds, machine.engine
+            shut_down(machine)
         return DemoResult(
             kernel=kernel,
-            engine=str(engine),
+            engine=engine,
             boot_seconds=boot_seconds,
             seconds=time.monotonic() - started,
             devices=account.rows,
