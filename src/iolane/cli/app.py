@@ -7,7 +7,27 @@ from typing import Annotated
 import typer
 
 from iolane._version import __version__
-from iolane.cli import bench, demo, devices, doctor, host, lab, replay, reset, run, serve, trace
+from iolane.cli import (
+    bench,
+    console,
+    demo,
+    devices,
+    doctor,
+    host,
+    lab,
+    pause,
+    plug,
+    ps,
+    replay,
+    reset,
+    resume,
+    run,
+    serve,
+    stop,
+    top,
+    trace,
+    unplug,
+)
 
 app = typer.Typer(
     name="iolane",
@@ -42,6 +62,14 @@ def options(
 # A guest's command has options of its own: iolane's end at the first word that isn't one.
 app.command("run", context_settings={"allow_interspersed_args": False})(run.run)
 app.command("serve")(serve.serve)
+app.command("ps")(ps.ps)
+app.command("console")(console.console)
+app.command("pause")(pause.pause)
+app.command("resume")(resume.resume)
+app.command("stop")(stop.stop)
+app.command("plug")(plug.plug)
+app.command("unplug")(unplug.unplug)
+app.command("top")(top.top)
 app.command("devices")(devices.devices)
 app.command("trace")(trace.trace)
 app.command("replay")(replay.replay)

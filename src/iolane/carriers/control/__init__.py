@@ -1,6 +1,13 @@
 """The control socket: one per serving process, for the verbs that see and change what runs."""
 
 from iolane.carriers.control.client import ControlClient, find_device, held_functions, serving
+from iolane.carriers.control.machine_client import (
+    MachineClient,
+    RemoteConsole,
+    connect_machine,
+    find_machine,
+    running_machines,
+)
 from iolane.carriers.control.machine_messages import (
     ConsoleText,
     EventKind,
@@ -61,6 +68,7 @@ __all__ = [
     "HeldReport",
     "ListDevices",
     "ListHeld",
+    "MachineClient",
     "MachineEvent",
     "MachineName",
     "MachineReport",
@@ -72,6 +80,7 @@ __all__ = [
     "PlugDevice",
     "PluggedDevice",
     "Refusal",
+    "RemoteConsole",
     "ResetDevice",
     "ResumeMachine",
     "RunDirectory",
@@ -85,10 +94,13 @@ __all__ = [
     "UnplugDevice",
     "Unplugged",
     "check_socket_path",
+    "connect_machine",
     "find_device",
+    "find_machine",
     "held_functions",
     "is_served",
     "remove_stale",
+    "running_machines",
     "runtime_directory",
     "serving",
     "write_private",

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import msgspec
 
@@ -37,10 +37,10 @@ _TIMEOUT = 10.0
 class ControlClient:
     """One connection to one serving process."""
 
-    def __init__(self, path: Path, *, timeout: float = _TIMEOUT) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(timeout)
+        self._socket.settimeout(_TIMEOUT)
         try:
             self._socket.connect(os.fspath(path))
         except OSError as error:
@@ -79,7 +79,7 @@ class ControlClient:
         self._lines.close()
         self._socket.close()
 
-    def __enter__(self) -> ControlClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -87,15 +87,19 @@ class ControlClient:
     ) -> None:
         self.close()
 
-    def _ask(self, request: Request, reply: type[T]) -> T:
-        try:
-            self._socket.sendall(msgspec.json.encode(request) + b"\n")
-        except OSError as error:
-            raise IolaneError(f"{self.path}: the serving process went away") from error
+    def _ask(self, request: Request, reply: type[T], timeout: float = _TIMEOUT) -> T:
+        self._socket.settimeout(timeout)
+        self._send(request)
         line = self._line()
         if not line:
             raise IolaneError(f"{self.path}: the serving process went away")
         return self._decode(line, reply)
+
+    def _send(self, request: Request) -> None:
+        try:
+            self._socket.sendall(msgspec.json.encode(request) + b"\n")
+        except OSError as error:
+            raise IolaneError(f"{self.path}: the serving process went away") from error
 
     def _line(self) -> bytes:
         try:

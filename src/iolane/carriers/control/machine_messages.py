@@ -77,6 +77,8 @@ class PluggedDevice(msgspec.Struct, frozen=True, kw_only=True):
     """Plugged in while the machine ran."""
     leaving: bool = False
     """The guest was asked to let go of it, and has not answered in time."""
+    note: str = ""
+    """What its user should know of how it was plugged in."""
     unplug_refused: str | None = None
     """Why it can't be unplugged, where that is known."""
 

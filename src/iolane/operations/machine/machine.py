@@ -373,8 +373,9 @@ class Machine:
         except BaseException:
             self.devices.remove(held.device.id)
             raise
-        self._events.tell(EventKind.PLUGGED, note or "", device=held.device.id)
-        return plugged_device(held, self.guest)
+        plugged = msgspec.structs.replace(plugged_device(held, self.guest), note=note or "")
+        self._events.tell(EventKind.PLUGGED, plugged.note, device=held.device.id)
+        return plugged
 
     def unplug(self, identity: str, timeout: float = 30.0) -> UnplugOutcome:
         """Ask the guest to let go of a device, and wait for up to `timeout` seconds. Where it agrees, the
