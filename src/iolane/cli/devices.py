@@ -21,6 +21,14 @@ def devices(
     interval: Annotated[
         float, typer.Option("--interval", min=0.1, metavar="SECONDS", help="How often to print with --watch.")
     ] = 1.0,
+    check: Annotated[
+        str | None,
+        typer.Option(
+            "--check",
+            metavar="DEVICE",
+            help="NAME, PID/NAME or socket: exit code 0 if it is well, 1 if not, 3 if nobody serves it.",
+        ),
+    ] = None,
     available: Annotated[
         bool, typer.Option("--available", help="List the devices that can be served, with their options.")
     ] = False,
@@ -35,11 +43,14 @@ def devices(
     Examples:
       iolane devices
       iolane devices --watch
+      iolane devices --check /run/disk.sock
       iolane devices --available
       iolane devices --json
     """
     if available:
         return _print_available(json)
+    if check is not None:
+        return _print_health(check, json)
     from iolane.carriers.control import serving
 
     while True:
@@ -53,6 +64,20 @@ def devices(
         if not watch:
             return 0
         time.sleep(interval)
+
+
+def _print_health(asked: str, json: bool) -> int:
+    from iolane.operations.service.health import Verdict, health_of
+
+    health = health_of(asked)
+    if json:
+        print_json(health)
+    elif health.verdict is Verdict.WELL:
+        client = "with a client" if health.connected else "without a client"
+        print(f"{health.name} is well: process {health.pid} serves {health.socket}, {client}")
+    else:
+        print(f"{health.name or asked} is {health.verdict}: {health.reason}")
+    return {Verdict.WELL: 0, Verdict.ILL: 1, Verdict.ABSENT: 3}[health.verdict]
 
 
 def _print_servers(servers: list[ServerReport]) -> None:

@@ -68,6 +68,7 @@ class ServedDevice:
                 },
                 spins=[_spin(spin) for spin in self.tracer.spins],
                 problem=self._problem(),
+                running=self.server.running,
             )
 
     def _problem(self) -> str | None:

@@ -57,6 +57,7 @@ class ServedVirtio:
                 statistics={**device.counters.snapshot(), **self._carrier_statistics(), **statistics},
                 faults=[str(fault) for fault in list(device.dma.faults)[-FAULTS_SHOWN:]],
                 problem=self._problem(),
+                running=self.server.running,
             )
 
     def _problem(self) -> str | None:

@@ -321,13 +321,14 @@ def _named(
             raise IolaneError(f"two devices have the id '{name}'", remedy="id=NAME gives one another")
     named = []
     for specification in specifications:
-        name = specification.id or only or _free_name(specification, counts)
+        name = specification.id or only or free_name(specification, counts)
         counts[name] += 1
         named.append(msgspec.structs.replace(specification, id=name))
     return named
 
 
-def _free_name(specification: DeviceSpecification, taken: Counter[str]) -> str:
+def free_name(specification: DeviceSpecification, taken: Counter[str]) -> str:
+    """Its kind with the first number that is free: `nvme0`."""
     stem = re.sub(r"\W", "", specification.name.rpartition(":")[2].lower()) or "device"
     number = 0
     while taken[f"{stem}{number}"]:

@@ -87,6 +87,8 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
     """Notices of a guest that reads one register over and over, while it was traced."""
     problem: str | None = None
     """What went wrong with its server."""
+    running: bool = True
+    """Its server serves."""
 
 
 class ServerReport(msgspec.Struct, frozen=True, kw_only=True):

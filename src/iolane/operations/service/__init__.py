@@ -1,0 +1,1 @@
+"""A device server as a service: in the background, watched, limited, logged."""
