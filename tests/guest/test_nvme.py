@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import subprocess
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,9 @@ from iolane.backends.block import BlockBackend
 from iolane.backends.memory import MemoryBackend
 from iolane.carriers.vfio_user import VfioUserServer
 from iolane.devices.nvme import Nvme
+from iolane.devices.nvme.commands import Command
+from iolane.devices.nvme.io import Io
+from iolane.devices.nvme.spec import PSDT, IoOpcode
 from iolane.engines.qemu.command_line import VfioUserDevice
 from iolane.engines.qemu.initramfs import FSCK_EXT4, MKFS_EXT4, NVME, InitramfsContent
 from iolane.engines.qemu.machine import MachineConfig, QemuMachine
@@ -48,6 +52,29 @@ class Faulty(MemoryBackend):
         if offset >= FULL:
             raise OSError(errno.ENOSPC if offset < BAD else errno.EIO, "no")
         super().writev(offset, buffers)
+
+
+class Watched(Nvme):
+    """Counts how the guest says where the data of its reads and writes is."""
+
+    def _make_parts(self) -> None:
+        super()._make_parts()
+        self.io = self.watched = WatchedIo(self)
+
+
+class WatchedIo(Io):
+    """Counts PRPs ("prp"), or the type of the SGL's descriptor that is in the command."""
+
+    def __init__(self, controller: Nvme) -> None:
+        super().__init__(controller)
+        self.seen: Counter[str] = Counter()
+
+    def execute(self, command: Command) -> None:
+        entry = command.entry
+        if entry.opcode in (IoOpcode.READ, IoOpcode.WRITE):
+            kinds = {0: "data block", 2: "segment", 3: "last segment"}
+            self.seen[kinds[entry.prp2 >> 60] if entry.flags & PSDT else "prp"] += 1
+        super().execute(command)
 
 
 @dataclass
@@ -118,6 +145,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
         Nvme(backend=PowerCut(MemoryBackend(64 * MIB), atomic=4096), serial="cut", lba_size=4096),
         Nvme(backend=FlushForgotten(MemoryBackend(64 * MIB), atomic=4096), serial="mutant", lba_size=4096),
         Nvme(backend=Faulty(16 * MIB), serial="faulty"),
+        Watched(backend=MemoryBackend(80 * MIB), serial="lists"),
     ]
     with booted(folder, controllers, cpus=2, memory_mib=768) as guest:
         guest.make_data()
@@ -147,6 +175,33 @@ def test_64_mib_are_written_and_read_with_every_kind_of_interrupt(guest: Guest, 
     assert controller.interrupts.mode is InterruptMode(serial)
     assert controller.interrupts.delivered_count > 100
     assert controller.dma.fault_count == 0
+
+
+@pytest.mark.parametrize("threshold", [0, 4096, 32768])
+def test_linux_uses_scatter_gather_lists(guest: Guest, threshold: int) -> None:
+    """From segments of `sgl_threshold` bytes on (by default 32768), and never with 0; data is the same."""
+    disk, controller = guest.disk("lists"), guest.controllers["lists"]
+    assert isinstance(controller, Watched)
+    seen = controller.watched.seen
+    seen.clear()
+    guest.check(f"echo {threshold} > /sys/module/nvme/parameters/sgl_threshold")
+    guest.check(f"dd if=/dev/zero of={disk} bs=1M count={DATA // MIB} oflag=direct 2>/dev/null")
+    read = write_and_read(guest, disk)
+    buffered = guest.check(
+        f"echo 3 > /proc/sys/vm/drop_caches; dd if={disk} bs=1M count={DATA // MIB} 2>/dev/null | md5sum"
+    )
+    print(threshold, dict(seen))
+    assert buffered.split()[0] == read
+    assert hashlib.md5(guest.content("lists").content[:DATA]).hexdigest() == read
+    assert seen.total() > 100
+    if threshold == 0:
+        assert set(seen) == {"prp"}
+    else:
+        assert seen["data block"] + seen["last segment"] + seen["segment"] > 100
+    if threshold == 4096:
+        assert seen["last segment"] > 10
+    assert controller.dma.fault_count == 0
+    assert not controller.state.errors
 
 
 def test_each_cpu_uses_its_own_queue_and_vector(guest: Guest) -> None:
@@ -204,6 +259,7 @@ def test_nvme_cli(guest: Guest) -> None:
     identity = nvme_json(guest, f"id-ctrl /dev/{name}")
     assert (str(identity["sn"]).strip(), str(identity["mn"]).strip()) == ("msix", "iolane NVMe")
     assert (identity["nn"], identity["mdts"], identity["ver"]) == (2, 8, 0x20000)
+    assert identity["sgls"] == 1 << 18 | 1
     smart = nvme_json(guest, f"smart-log /dev/{name}")
     health = controller.state.health
     assert int(smart["host_read_commands"]) <= health.reads

@@ -10,7 +10,8 @@ import pytest
 
 from iolane.backends.memory import MemoryBackend
 from iolane.devices.nvme import Nvme
-from iolane.devices.nvme.spec import ERROR_LOG_ENTRIES, AdminOpcode, IoOpcode, Select, Status
+from iolane.devices.nvme.sgl import MAX_DESCRIPTORS
+from iolane.devices.nvme.spec import ERROR_LOG_ENTRIES, PSDT_SGL, AdminOpcode, IoOpcode, Select, Status
 from iolane.devices.nvme.structures import SubmissionEntry
 from iolane.model.dma import DmaFault
 from iolane.model.region import RegionIndex
@@ -20,6 +21,8 @@ from iolane.testing.nvme_driver import CC, DOORBELLS, ENABLE, NvmeDriver
 pytestmark = pytest.mark.hostile
 DISK = 1 << 20
 KNOWN = frozenset(int(status) for status in Status)
+BLOCK, SEGMENT, LAST_SEGMENT = 0x00, 0x20, 0x30
+DESCRIPTOR = struct.Struct("<QI3xB")
 
 
 class Hostile:
@@ -90,6 +93,21 @@ class Hostile:
             cdw14=chance.choice((0, self.number())),
             cdw15=self.number(),
         )
+
+    def descriptor(self) -> bytes:
+        """Of a Scatter Gather List: plausible, or anything."""
+        chance = self.chance
+        if chance.random() < 0.05:
+            return chance.randbytes(16)
+        identifier = chance.choice((BLOCK, BLOCK, BLOCK, SEGMENT, LAST_SEGMENT))
+        length = chance.choice((0, 1, 16, 32, 64, 512, 4096, 4096, 0x4000, 0xFFFFFFFF))
+        return DESCRIPTOR.pack(self.address(), length, identifier)
+
+    def scattered(self, opcodes: list[int]) -> SubmissionEntry:
+        """A command whose data an SGL is to tell of."""
+        first, second = struct.unpack("<2Q", self.descriptor())
+        flags = PSDT_SGL if self.chance.random() < 0.95 else self.chance.getrandbits(8)
+        return self.entry(opcodes)._replace(flags=flags, nsid=1, prp1=first, prp2=second)
 
     def check(self) -> None:
         """Nothing has grown, nothing has raised."""
@@ -190,6 +208,54 @@ def test_prp_lists_that_go_round_are_bounded() -> None:
     hostile.close()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_random_scatter_gather_lists(seed: int) -> None:
+    """All of memory holds descriptors, also where the controller writes what it read."""
+    hostile = Hostile(seed)
+    driver, seen = hostile.driver, set()
+    for _ in range(3):
+        hostile.recover()
+        lists = driver.memory.allocate(1 << 20)
+        driver.memory.write(lists, b"".join(hostile.descriptor() for _ in range(1 << 16)))
+        for _ in range(300):
+            if driver.fatal:
+                break
+            opcodes = [int(code) for code in (IoOpcode.READ, IoOpcode.WRITE, IoOpcode.DATASET_MANAGEMENT)]
+            driver.submit(1, hostile.scattered(opcodes))
+            driver.reap(1)
+            for completion in driver.rings[1].done.values():
+                assert completion.status in KNOWN
+                seen.add(completion.status)
+            driver.rings[1].done.clear()
+    hostile.check()
+    hostile.recover()
+    hostile.close()
+    assert seen >= {Status.SGL_TYPE_INVALID, Status.INVALID_SGL_SEGMENT, Status.DATA_SGL_LENGTH_INVALID}
+
+
+def test_scatter_gather_lists_that_go_round_are_bounded() -> None:
+    """Segments that lead to themselves, without data or with a byte of it at a time; the longest of all."""
+    hostile = Hostile(1)
+    driver = hostile.driver
+    page = driver.memory.allocate(32 * MAX_DESCRIPTORS)
+    for size in (0, 1):
+        for count in (1, 2, 256, MAX_DESCRIPTORS):
+            block = DESCRIPTOR.pack(page, size, BLOCK)
+            link = DESCRIPTOR.pack(page, 16 * count, SEGMENT)
+            driver.memory.write(page, block * (count - 1) + link)
+            for length in (16, 16 * count, 16 * count + 16, 0xFFFFFFF0):
+                first, second = struct.unpack("<2Q", DESCRIPTOR.pack(page, length, SEGMENT))
+                entry = driver.entry(
+                    IoOpcode.WRITE, flags=PSDT_SGL, nsid=1, prp1=first, prp2=second, cdw12=2047
+                )
+                started = time.process_time()
+                status = driver.wait(1, driver.submit(1, entry))[0].status
+                assert status in (Status.INVALID_SGL_COUNT, Status.DATA_SGL_LENGTH_INVALID)
+                assert time.process_time() - started < 1
+    hostile.recover()
+    hostile.close()
+
+
 def test_queues_on_top_of_each_other() -> None:
     """Queues, data and lists share memory: the controller reads its own completions as commands."""
     hostile = Hostile(2)
@@ -233,7 +299,8 @@ def test_resets_in_the_middle_of_everything(seed: int) -> None:
                 case 5:
                     driver.region(RegionIndex.CONFIG).write(4, 2, chance.choice((2, 6)))
                 case _:
-                    entries = [hostile.entry([int(code) for code in IoOpcode]) for _ in range(5)]
+                    kind = chance.choice((hostile.entry, hostile.scattered))
+                    entries = [kind([int(code) for code in IoOpcode]) for _ in range(5)]
                     driver.submit(chance.choice((1, 2)), *entries)
             for qid in list(driver.rings):
                 driver.reap(qid)

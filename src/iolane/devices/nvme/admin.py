@@ -9,6 +9,8 @@ from iolane.devices.nvme.commands import Command, error_from
 from iolane.devices.nvme.prp import Pieces, resolve_prps
 from iolane.devices.nvme.registers import page_size
 from iolane.devices.nvme.spec import (
+    FUSE,
+    PSDT,
     AdminOpcode,
     CommandError,
     FeatureId,
@@ -27,9 +29,11 @@ NOT_ABORTED = 1
 
 
 def check_flags(entry: SubmissionEntry) -> None:
-    """No fused operations and no SGLs (Base, Figure 88; FUSES and SGLS of Identify Controller are 0)."""
-    if entry.flags & 0b11000011:
-        raise invalid_field(FLAGS_LOCATION, "fused operations and SGLs are not supported")
+    """No fused operations (FUSES of Identify Controller is 0); over PCIe admin commands use PRPs, never SGLs
+    (Base, Figure 87, FUSE and PSDT).
+    """
+    if entry.flags & (FUSE | PSDT):
+        raise invalid_field(FLAGS_LOCATION, "admin commands are not fused and have no SGLs")
 
 
 class Admin:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from iolane.devices.nvme.health import CRITICAL_TEMPERATURE, WARNING_TEMPERATURE
 from iolane.devices.nvme.namespace import Namespace
+from iolane.devices.nvme.sgl import SGLS
 from iolane.devices.nvme.spec import (
     ALL_NAMESPACES,
     ARBITRATION_BURST,
@@ -83,6 +84,7 @@ class Identify:
         # ONCS: Compare, Dataset Management, Write Zeroes, Save and Select fields, Timestamp
         page.put(520, 2, 1 << 0 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 6)
         page.put(525, 1, 0b111)  # VWC: present, Flush takes all namespaces
+        page.put(536, 4, SGLS)
         return page
 
     def _put_identity(self, page: Page) -> None:

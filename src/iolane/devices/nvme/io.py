@@ -5,20 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from iolane.devices.nvme.admin import check_flags
 from iolane.devices.nvme.commands import Command, error_from
 from iolane.devices.nvme.identify import MDTS
 from iolane.devices.nvme.namespace import Namespace
-from iolane.devices.nvme.prp import resolve_prps
+from iolane.devices.nvme.prp import Pieces, resolve_prps
 from iolane.devices.nvme.registers import page_size
-from iolane.devices.nvme.spec import ALL_NAMESPACES, CommandError, IoOpcode, Status, invalid_field
+from iolane.devices.nvme.sgl import resolve_sgl
+from iolane.devices.nvme.spec import (
+    ALL_NAMESPACES,
+    FUSE,
+    PSDT,
+    PSDT_SGL,
+    CommandError,
+    IoOpcode,
+    Status,
+    invalid_field,
+)
 from iolane.devices.nvme.structures import DSM_RANGE, SubmissionEntry
 from iolane.model.dma import DmaFault, Pinned
 
 if TYPE_CHECKING:
     from iolane.devices.nvme.controller import Nvme
 
-OPCODE_LOCATION, NSID_LOCATION, LBA_LOCATION, LENGTH_LOCATION, CONTROL_LOCATION = 0, 4, 40, 48, 50
+OPCODE_LOCATION, FLAGS_LOCATION, NSID_LOCATION = 0, 1, 4
+LBA_LOCATION, LENGTH_LOCATION, CONTROL_LOCATION = 40, 48, 50
 FORCE_UNIT_ACCESS, DEALLOCATE = 1 << 30, 1 << 25
 PROTECTION = 0xF << 26
 """PRINFO: there is no protection information to check or insert."""
@@ -45,8 +55,15 @@ class Io:
         executor = self._executors.get(command.entry.opcode)
         if executor is None:
             raise CommandError(Status.INVALID_OPCODE, location=OPCODE_LOCATION)
-        check_flags(command.entry)
+        if command.entry.flags:
+            self._check_flags(command.entry.flags)
         executor(command)
+
+    @staticmethod
+    def _check_flags(flags: int) -> None:
+        """No fused operations (FUSES is 0), no SGL of metadata (SGLS bit 19 is 0; Base, Figure 87)."""
+        if flags & FUSE or flags & PSDT not in (0, PSDT_SGL):
+            raise invalid_field(FLAGS_LOCATION, f"flags {flags:#04x} ask for what is not supported")
 
     def _namespace(self, entry: SubmissionEntry, *, write: bool = False) -> Namespace:
         controller = self.controller
@@ -73,13 +90,19 @@ class Io:
         entry = command.entry
         if length > MAX_TRANSFER:
             raise invalid_field(LENGTH_LOCATION, f"MDTS: at most {MAX_TRANSFER} bytes")
-        dma, page = self.controller.dma, page_size(self.controller.bar0.CC)
-        pieces = resolve_prps(dma, entry.prp1, entry.prp2, length, page)
+        pieces = self._pieces(entry, length)
         try:
-            command.pinned = dma.pin(pieces, write=write)
+            command.pinned = self.controller.dma.pin(pieces, write=write)
         except DmaFault as fault:
             raise error_from(fault, entry) from None
         return command.pinned
+
+    def _pieces(self, entry: SubmissionEntry, length: int) -> Pieces:
+        """Where the command's data is, by PRPs or by an SGL (PSDT; Base, Figure 87)."""
+        dma = self.controller.dma
+        if entry.flags & PSDT:
+            return resolve_sgl(dma, entry.prp1, entry.prp2, length)
+        return resolve_prps(dma, entry.prp1, entry.prp2, length, page_size(self.controller.bar0.CC))
 
     def _secure(self, entry: SubmissionEntry, namespace: Namespace) -> None:
         """Force Unit Access, or the write cache is off: what was written is safe before the command ends."""
@@ -165,9 +188,7 @@ class Io:
     def _ranges(self, entry: SubmissionEntry, namespace: Namespace) -> list[tuple[int, int]]:
         """At most 256 ranges of 16 bytes each; offset and length in bytes of those that are not empty."""
         size = ((entry.cdw10 & 0xFF) + 1) * DSM_RANGE.size
-        pieces = resolve_prps(
-            self.controller.dma, entry.prp1, entry.prp2, size, page_size(self.controller.bar0.CC)
-        )
+        pieces = self._pieces(entry, size)
         try:
             data = b"".join(self.controller.dma.read(address, count) for address, count in pieces)
         except DmaFault as fault:

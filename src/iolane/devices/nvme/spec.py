@@ -11,6 +11,10 @@ ALL_NAMESPACES = 0xFFFFFFFF
 SUBMISSION_ENTRY_SIZE = 64
 COMPLETION_ENTRY_SIZE = 16
 IDENTIFY_SIZE = 4096
+FUSE, PSDT = 0b11, 0b11 << 6
+"""Bits of byte 1 of a command (Base, Figure 87): fused operation; whether its data is by PRPs or an SGL."""
+PSDT_SGL = 0b01 << 6
+"""An SGL, and metadata in one buffer. With 10b metadata had an SGL of its own (SGLS bit 19)."""
 ARBITRATION_BURST = 5
 """RAB, and the default of the Arbitration feature: 1 << 5 commands."""
 EVENT_REQUEST_LIMIT = 4
@@ -59,6 +63,10 @@ class Status(IntEnum):
     ABORTED_SQ_DELETION = 0x008
     INVALID_NAMESPACE = 0x00B
     COMMAND_SEQUENCE_ERROR = 0x00C
+    INVALID_SGL_SEGMENT = 0x00D
+    INVALID_SGL_COUNT = 0x00E
+    DATA_SGL_LENGTH_INVALID = 0x00F
+    SGL_TYPE_INVALID = 0x011
     INVALID_PRP_OFFSET = 0x013
     NAMESPACE_WRITE_PROTECTED = 0x020
     INVALID_COMMAND_SET = 0x02C
