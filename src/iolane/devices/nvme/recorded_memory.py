@@ -7,13 +7,13 @@ Read or Identify put into memory is not: it is the content of the disk, and the 
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from iolane.devices.nvme.registers import NvmeRegisters, page_size
-from iolane.devices.nvme.spec import AdminOpcode, IoOpcode
-from iolane.devices.nvme.structures import SubmissionEntry, parse_entries
+from iolane.devices.nvme.sgl import DESCRIPTOR, SglIdentifier, command_descriptor, parse_segment
+from iolane.devices.nvme.spec import PSDT, AdminOpcode, IoOpcode
+from iolane.devices.nvme.structures import DSM_RANGE, SubmissionEntry, parse_entries
 from iolane.model.dma import Direction, DmaFault, DmaSpace
 from iolane.model.interrupts import InterruptIndex
 from iolane.model.registers import RegisterMap
@@ -24,9 +24,8 @@ ENTRY, COMPLETION = 64, 16
 MAX_QUEUES, MAX_ENTRIES = 1024, 65536
 MAX_DATA = 1 << 20
 """Bytes of one command's data that are recorded."""
-MAX_SEGMENTS = 1024
-SGL_DATA_BLOCK, SGL_SEGMENT, SGL_LAST_SEGMENT = 0x0, 0x2, 0x3
-"""Descriptor types (Base 4.1.2.1)."""
+MAX_DESCRIPTORS = 4096
+"""Of one command's scatter gather list that are recorded: controllers may take more than our model does."""
 DATA_TO_CONTROLLER = 0x1
 """Bits 1:0 of an opcode (Base 3.3.3.1)."""
 COMPLETION_FIELDS = (
@@ -36,8 +35,9 @@ COMPLETION_FIELDS = (
     MemoryField("STATUS.SC", 14, 2, 0x01FE),
     MemoryField("STATUS.SCT", 14, 2, 0x0E00),
     MemoryField("STATUS.DNR", 14, 2, 0x8000),
+    MemoryField("P", 14, 2, 0x0001),
 )
-"""Not SQ Head: how far the controller has fetched is a matter of time."""
+"""Not SQ Head: how far the controller has fetched is a matter of time. Not M: it is of the error log."""
 
 
 @dataclass
@@ -176,7 +176,8 @@ class NvmeMemory:
         elif command.opcode == IoOpcode.READ:
             yield from self._data(command, blocks * self._block_size, dma, content=False)
         elif command.opcode == IoOpcode.DATASET_MANAGEMENT:
-            yield MemoryPart(command.prp1, 4096 - command.prp1 % 4096, "ranges")
+            length = ((command.cdw10 & 0xFF) + 1) * DSM_RANGE.size
+            yield from self._data(command, length, dma, content=True, name="ranges")
 
     def _admin(self, command: SubmissionEntry) -> None:
         qid, entries = command.cdw10 & 0xFFFF, (command.cdw10 >> 16) + 1
@@ -191,28 +192,32 @@ class NvmeMemory:
         elif command.opcode == AdminOpcode.DOORBELL_BUFFER_CONFIG:
             self._shadow = command.prp1
 
-    def _data(self, command: SubmissionEntry, length: int, dma: DmaSpace, *, content: bool) -> Iterator[Seen]:
+    def _data(
+        self, command: SubmissionEntry, length: int, dma: DmaSpace, *, content: bool, name: str = "data"
+    ) -> Iterator[Seen]:
         """PRP lists, and the data itself where the controller reads it (Base 4.1.1)."""
-        if command.flags >> 6:
-            yield from self._sgl(command, dma, content=content)
+        length = min(length, MAX_DATA)
+        if command.flags & PSDT:
+            for part in self._sgl(command, length, dma, name):
+                if content or part.name != name:
+                    yield part
             return
         page = page_size(self._bar.CC)
-        length = min(length, MAX_DATA)
         first = min(page - command.prp1 % page, length)
         if content:
-            yield MemoryPart(command.prp1, first, "data")
+            yield MemoryPart(command.prp1, first, name)
         left = length - first
         if left <= 0:
             return
         if left <= page:
             if content:
-                yield MemoryPart(command.prp2, left, "data")
+                yield MemoryPart(command.prp2, left, name)
             return
         for address in self._listed(command.prp2, -(-left // page), page, dma):
             if isinstance(address, MemoryPart):
                 yield address
             elif content:
-                yield MemoryPart(address, min(page, left), "data")
+                yield MemoryPart(address, min(page, left), name)
                 left -= page
 
     def _listed(self, address: int, count: int, page: int, dma: DmaSpace) -> Iterator[MemoryPart | int]:
@@ -233,25 +238,25 @@ class NvmeMemory:
                 return
             address = entries[-1]
 
-    def _sgl(self, command: SubmissionEntry, dma: DmaSpace, *, content: bool) -> Iterator[Seen]:
-        """The same of scatter gather lists (Base 4.1.2): a data block in the command, or segments of them."""
-        waiting = [(command.prp1, command.prp2)]
-        for _ in range(MAX_SEGMENTS):
-            if not waiting:
+    def _sgl(self, command: SubmissionEntry, left: int, dma: DmaSpace, name: str) -> Iterator[MemoryPart]:
+        """Segments, and `left` bytes of data, of a scatter gather list (Base 4.1.2)."""
+        segment, budget = [command_descriptor(command.prp1, command.prp2)], MAX_DESCRIPTORS
+        while segment and left > 0:
+            for address, length, identifier in segment:
+                if identifier == SglIdentifier.DATA_BLOCK and left > 0 and length:
+                    yield MemoryPart(address, min(length, left), name)
+                    left -= min(length, left)
+            address, length, identifier = segment[-1]
+            length = min(length // DESCRIPTOR.size, budget) * DESCRIPTOR.size
+            budget -= length // DESCRIPTOR.size
+            links = identifier in (SglIdentifier.SEGMENT, SglIdentifier.LAST_SEGMENT)
+            if not links or not left or not length:
                 return
-            address, rest = waiting.pop(0)
-            length, kind = rest & 0xFFFF_FFFF, rest >> 60
-            if kind == SGL_DATA_BLOCK:
-                if content:
-                    yield MemoryPart(address, min(length, MAX_DATA), "data")
-            elif kind in (SGL_SEGMENT, SGL_LAST_SEGMENT):
-                length = min(length, 4096) & ~0xF
-                yield MemoryPart(address, length, "SGL segment")
-                try:
-                    raw = dma.read(address, length) if length else b""
-                except DmaFault:
-                    return
-                waiting += struct.iter_unpack("<QQ", raw)
+            yield MemoryPart(address, length, "SGL segment")
+            try:
+                segment = list(parse_segment(dma.read(address, length)))
+            except DmaFault:
+                return
 
     # Completions.
 
@@ -286,6 +291,7 @@ class NvmeMemory:
             fields=COMPLETION_FIELDS,
             stride=COMPLETION,
             key=("SQID", "CID"),
+            placed=("P",),
             data=dma.read(address, length),
         )
 

@@ -60,7 +60,8 @@ def _compare_part(line: int, part: Part, recorded: int, replayed: int) -> Iterat
 
 class MemoryComparison:
     """Compares memory that the device left. Records with a key are found by it, wherever and whenever the
-    model left them: a device completes what it was asked for in an order of its own.
+    model left them: a device completes what it was asked for in an order of its own. Fields that are `placed`
+    are compared where they are; where they differ, and not of the same record, the model left nothing yet.
     """
 
     def __init__(self) -> None:
@@ -83,8 +84,11 @@ class MemoryComparison:
             if not event.key:
                 yield from theirs.compare(ours)
                 continue
+            misplaced = list(theirs.compare_placed(ours))
             self._recorded.setdefault(theirs.key, []).append(theirs)
-            self._replayed.setdefault(ours.key, []).append(ours)
+            if not misplaced or theirs.key == ours.key:
+                yield from misplaced
+                self._replayed.setdefault(ours.key, []).append(ours)
             for key in {theirs.key, ours.key}:
                 yield from self._match(key)
 
@@ -121,10 +125,17 @@ class Record(NamedTuple):
         return next((_take(item, self.data) for item in self.event.parts if item.name == name), 0)
 
     def compare(self, other: Record) -> Iterator[Difference]:
-        """The fields in which they differ."""
+        """The fields in which they differ, but for those that go with the place."""
+        yield from self._compare(other, placed=False)
+
+    def compare_placed(self, other: Record) -> Iterator[Difference]:
+        """The fields that go with the place, in which they differ."""
+        yield from self._compare(other, placed=True)
+
+    def _compare(self, other: Record, *, placed: bool) -> Iterator[Difference]:
         for item in self.event.parts:
             values = _take(item, self.data), _take(item, other.data)
-            if values[0] != values[1]:
+            if values[0] != values[1] and placed == (item.name in self.event.placed):
                 place = f"{self.place}.{item.name}"
                 yield Difference(self.event.line, place, f"{values[0]:#x}", f"{values[1]:#x}")
 

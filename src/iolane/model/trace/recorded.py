@@ -41,6 +41,7 @@ class RecordedEvent(msgspec.Struct, forbid_unknown_fields=True):
     fields: list[tuple[str, int, int, int]] = []
     stride: Annotated[int, msgspec.Meta(ge=0)] = 0
     key: list[str] = []
+    placed: list[str] = []
     events: int = 0
     lost: int = 0
     line: int = 0

@@ -41,7 +41,8 @@ from iolane.model.trace.events import InterruptRaised, RegisterAccess, TraceEven
 from iolane.model.trace.level import TraceLevel
 from iolane.model.trace.tracer import Traceable, Tracer
 
-VERSION = 1
+VERSION = 2
+"""2: `placed` of memory."""
 LARGEST = 256 << 20
 """Bytes of a recording, unless told otherwise; what comes then is not recorded, and the end says so."""
 LARGEST_PIECE = 1 << 20
@@ -68,6 +69,8 @@ class MemoryPart(NamedTuple):
         fields: what it is made of; without, it is bytes.
         stride: it is an array of records of so many bytes, else one.
         key: fields that say which record is which, where their order is the device's choice.
+        placed: fields that go with the place and not with the record, such as a phase bit. Where they are not
+            as they should be the device has left nothing.
         data: what was read there already, where the guest may change it meanwhile.
     """
 
@@ -78,6 +81,7 @@ class MemoryPart(NamedTuple):
     fields: tuple[MemoryField, ...] = ()
     stride: int = 0
     key: tuple[str, ...] = ()
+    placed: tuple[str, ...] = ()
     data: bytes | None = None
 
 
@@ -231,6 +235,8 @@ class Recorder:
                 event["fields"] = [list(field) for field in part.fields]
             if part.stride:
                 event |= {"stride": part.stride, "key": list(part.key)}
+            if part.placed:
+                event["placed"] = list(part.placed)
             self._event(part.op, **event)
 
     # Writing.

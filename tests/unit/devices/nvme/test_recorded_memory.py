@@ -106,6 +106,25 @@ def test_scatter_gather_lists(guest: Guest) -> None:
         ("data", DATA + 0x2000, 0x1000),
     ]
     assert places(guest.submit(1, opcode=2, flags=0x40, prp1=DATA, prp2=0x2000))[1:] == []
+    seen = guest.submit(1, opcode=2, flags=0x40, prp1=LIST, prp2=3 << 60 | 32, cdw12=15)
+    assert places(seen)[1:] == [("SGL segment", LIST, 32)]
+
+
+def test_lists_that_describe_more_than_the_transfer(guest: Guest) -> None:
+    """What the controller does not need is not recorded."""
+    seen = guest.submit(1, opcode=1, flags=0x40, prp1=DATA, prp2=0x2000, cdw12=0)
+    assert places(seen)[1:] == [("data", DATA, 512)]
+    guest.put(LIST, struct.pack("<4Q", DATA, 0x1000, LIST, 3 << 60 | 32))
+    seen = guest.submit(1, opcode=1, flags=0x40, prp1=LIST, prp2=2 << 60 | 32, cdw12=7)
+    assert places(seen)[1:] == [("SGL segment", LIST, 32), ("data", DATA, 0x1000)]
+
+
+def test_ranges_of_dataset_management(guest: Guest) -> None:
+    """They are data to the controller, by PRPs and by lists (NVM Command Set 3.2.3)."""
+    seen = guest.submit(1, opcode=9, prp1=DATA + 0xFF0, prp2=LIST, cdw10=1)
+    assert places(seen)[1:] == [("ranges", DATA + 0xFF0, 16), ("ranges", LIST, 16)]
+    seen = guest.submit(1, opcode=9, flags=0x40, prp1=DATA, prp2=0x1000, cdw10=1)
+    assert places(seen)[1:] == [("ranges", DATA, 32)]
 
 
 def test_completions_at_their_interrupt(guest: Guest) -> None:
