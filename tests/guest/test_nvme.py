@@ -179,7 +179,9 @@ def test_64_mib_are_written_and_read_with_every_kind_of_interrupt(guest: Guest, 
 
 @pytest.mark.parametrize("threshold", [0, 4096, 32768])
 def test_linux_uses_scatter_gather_lists(guest: Guest, threshold: int) -> None:
-    """From segments of `sgl_threshold` bytes on (by default 32768), and never with 0; data is the same."""
+    """From segments of `sgl_threshold` bytes on, and never with 0; data is the same. How many are as long as
+    the default, 32768, is a matter of the guest's memory.
+    """
     disk, controller = guest.disk("lists"), guest.controllers["lists"]
     assert isinstance(controller, Watched)
     seen = controller.watched.seen
@@ -196,10 +198,8 @@ def test_linux_uses_scatter_gather_lists(guest: Guest, threshold: int) -> None:
     assert seen.total() > 100
     if threshold == 0:
         assert set(seen) == {"prp"}
-    else:
-        assert seen["data block"] + seen["last segment"] + seen["segment"] > 100
-    if threshold == 4096:
-        assert seen["last segment"] > 10
+    elif threshold == 4096:
+        assert seen["last segment"] > 100
     assert controller.dma.fault_count == 0
     assert not controller.state.errors
 
