@@ -1,7 +1,7 @@
 """I/O virtualization in Python: a device is a class, its lane is what the guest sees of it.
 
 What a device author needs is here: `from iolane import PciDevice, Bar, register`. The names are imported from
-the model when they are first used, so that `import iolane` costs nothing.
+the model when they are first used, so that `import iolane` costs nothing. `Machine` runs guests with devices.
 """
 
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from iolane._version import __version__
 from iolane.errors import IolaneError
 
 if TYPE_CHECKING:
+    from iolane.engines.outcome import UnplugOutcome
     from iolane.model.device import Device
     from iolane.model.dma import DmaFault
     from iolane.model.pci import (
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     )
     from iolane.model.reset import ResetKind
     from iolane.model.state import DeviceState
+    from iolane.operations.machine import Machine, MachineDescription
 
 __all__ = [
     "Access",
@@ -55,6 +57,8 @@ __all__ = [
     "Field",
     "Intx",
     "IolaneError",
+    "Machine",
+    "MachineDescription",
     "MemoryPart",
     "Msi",
     "Msix",
@@ -71,6 +75,7 @@ __all__ = [
     "RegisterMap",
     "ResetKind",
     "SerialNumber",
+    "UnplugOutcome",
     "VendorSpecific",
     "__version__",
     "register",
@@ -90,7 +95,10 @@ __getattr__ = lazy_exports(
         "Device": "iolane.model.device",
         "DeviceState": "iolane.model.state",
         "DmaFault": "iolane.model.dma",
+        "Machine": "iolane.operations.machine",
+        "MachineDescription": "iolane.operations.machine",
         "ResetKind": "iolane.model.reset",
+        "UnplugOutcome": "iolane.engines.outcome",
         **dict.fromkeys(_PCI.split(), "iolane.model.pci"),
         **dict.fromkeys(_REGISTERS.split(), "iolane.model.registers"),
     },

@@ -204,7 +204,7 @@ def test_plug_unplug_and_a_server_that_dies(machine: QemuMachine, tmp_path: Path
     with served("edu", device.socket) as server:
         machine.plug(device)
         _in_guest(machine, "0x11e8", present=True)
-        machine.unplug("edu")
+        machine.unplug("edu").require("edu")
         _in_guest(machine, "0x11e8", present=False)
         machine.plug(device)
         assert machine.dead_servers() == []
@@ -215,13 +215,13 @@ def test_plug_unplug_and_a_server_that_dies(machine: QemuMachine, tmp_path: Path
         assert machine.run("true").exit_code == 0  # the guest goes on
         with pytest.raises(IolaneError, match=r"resetting is refused.*unplug edu"):
             machine.reset()
-    machine.unplug("edu")
+    machine.unplug("edu").require("edu")
     with served("edu", device.socket):
         machine.plug(device)
         _in_guest(machine, "0x11e8", present=True)
         with pytest.raises(IolaneError, match="silently drop the state of edu"):
             machine.migrate_to(QemuMachine(MachineConfig(incoming=True)))
-        machine.unplug("edu")
+        machine.unplug("edu").require("edu")
 
 
 def test_an_unplug_that_would_abort_qemu_is_refused(machine: QemuMachine, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_an_unplug_that_would_abort_qemu_is_refused(machine: QemuMachine, tmp_pa
     with served("msix", device.socket):
         machine.plug(device)
         with pytest.raises(IolaneError, match=r"MSI-X.*presentation=msi"):
-            machine.unplug("wide")
+            machine.unplug("wide").require("wide")
         _in_guest(machine, "0x11e8", present=True)
         assert machine.running
     _eventually(lambda: bool(machine.dead_servers()))

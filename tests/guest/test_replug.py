@@ -61,7 +61,7 @@ class Replugged:
 
     def leave(self, name: str) -> Path:
         """Unplug it, and end its process; the state that it had."""
-        self.machine.unplug(name, timeout=60)
+        self.machine.unplug(name, timeout=60).require(name)
         state = self.folder / f"{name}-{len(list(self.folder.iterdir()))}.state"
         path, _ = find_device(name)
         with ControlClient(path) as client:

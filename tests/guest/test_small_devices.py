@@ -266,7 +266,7 @@ def test_msi_adder_is_plugged_and_unplugged(guest: Guest) -> None:
         added = machine.check(f"{when_there(folder)} && echo 20 22 > sum && cat sum interrupts")
         assert added == "42\n1\n"
         assert guest.servers["plugged"].device.interrupts.mode is InterruptMode.MSI
-        machine.unplug("plugged")
+        machine.unplug("plugged").require("plugged")
         assert machine.run(f"ls -d {folder}").exit_code != 0
         assert guest.servers["plugged"].wait_idle(SECONDS)
         guest.end("plugged")
@@ -275,7 +275,7 @@ def test_msi_adder_is_plugged_and_unplugged(guest: Guest) -> None:
 
 def test_unplugging_msix_is_refused_with_the_way_out(guest: Guest) -> None:
     with pytest.raises(IolaneError) as refusal:
-        guest.machine.unplug("adder")
+        guest.machine.unplug("adder").require("adder")
     assert "MSI-X" in str(refusal.value)
     assert "presentation=msi" in (refusal.value.remedy or "")
     folder = guest.adder(1)
@@ -304,7 +304,7 @@ def test_the_guest_survives_the_kill_of_a_device_server(guest: Guest) -> None:
     assert machine.check(f"cat {folder}/sum") == "4294967295\n", "all ones: nobody answers"
     assert [dead.device.id for dead in machine.dead_servers()] == ["victim"]
 
-    machine.unplug("victim")
+    machine.unplug("victim").require("victim")
     guest.end_victim()
     machine.plug(guest.serve_victim())
     assert machine.check(f"{when_there(folder)} && echo 3 4 > sum && cat sum") == "7\n"

@@ -128,7 +128,7 @@ def test_a_guest_with_it_does_not_migrate(guest: Guest, tmp_path: Path) -> None:
 
 
 def test_it_is_unplugged_and_plugged(guest: Guest) -> None:
-    guest.machine.unplug("rng", 30)
+    guest.machine.unplug("rng", 30).require("rng")
     assert "virtio_rng" not in guest.machine.check(f"cat {RNG}/rng_available")
     guest.plug()
     guest.read(5)
@@ -142,7 +142,7 @@ def test_its_server_goes(guest: Guest) -> None:
     with pytest.raises(IolaneError, match="resetting is refused: the server of rng"):
         guest.machine.reset()
     assert [each.device.id for each in guest.dead] == ["rng"]
-    guest.machine.unplug("rng", 30)
+    guest.machine.unplug("rng", 30).require("rng")
     guest.serve()
     guest.plug()
     guest.read()

@@ -37,10 +37,11 @@ _TIMEOUT = 10.0
 class ControlClient:
     """One connection to one serving process."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, timeout: float = _TIMEOUT) -> None:
         self.path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(_TIMEOUT)
+        self._timeout = timeout
+        self._socket.settimeout(timeout)
         try:
             self._socket.connect(os.fspath(path))
         except OSError as error:
@@ -87,8 +88,8 @@ class ControlClient:
     ) -> None:
         self.close()
 
-    def _ask(self, request: Request, reply: type[T], timeout: float = _TIMEOUT) -> T:
-        self._socket.settimeout(timeout)
+    def _ask(self, request: Request, reply: type[T], timeout: float | None = None) -> T:
+        self._socket.settimeout(self._timeout if timeout is None else timeout)
         self._send(request)
         line = self._line()
         if not line:

@@ -28,6 +28,8 @@ STOCK_DRIVERS = {
     "rng": ("virtio_pci", "virtio-rng"),
 }
 """Modules that devices of these names need where the kernel does not hold them."""
+PLUGGED_LATER = ("nvme", "block", "net")
+"""Devices whose drivers every guest of ours has: no udev loads them when one is plugged in."""
 DHCP_SETUP = """
 mkdir -p /etc/udhcpc
 cat >/etc/udhcpc/default.script <<'END'
@@ -131,9 +133,9 @@ def _content(
         return InitramfsContent()
     names = [module for module in description.modules if not is_file(module)]
     if kernel.modules is not None:
-        names += [driver for kind, stock in STOCK_DRIVERS.items() if kind in kinds for driver in stock]
+        wanted = kinds.union(PLUGGED_LATER)
+        names += [driver for kind, stock in STOCK_DRIVERS.items() if kind in wanted for driver in stock]
         names += drivers
     files = [Path(module) for module in description.modules if is_file(module)]
     built = [file if file.suffix == ".ko" else build_module(kernel, file, cache) for file in files]
-    setup = DHCP_SETUP if "net" in kinds else None
-    return InitramfsContent(modules=names, extra_modules=built, setup=setup)
+    return InitramfsContent(modules=names, extra_modules=built, setup=DHCP_SETUP)
