@@ -49,9 +49,9 @@ class ControlClient:
             raise IolaneError(f"{path}: nobody serves there any more") from error
         self._lines = self._socket.makefile("rb")
 
-    def report(self) -> ServerReport:
-        """The serving process with all its devices."""
-        return self._ask(ListDevices(), ServerReport)
+    def report(self, timeout: float = _TIMEOUT) -> ServerReport:
+        """The serving process with all its devices; it has `timeout` seconds for the answer."""
+        return self._ask(ListDevices(), ServerReport, timeout)
 
     def held(self) -> list[HeldFunction]:
         """The physical functions that it holds."""

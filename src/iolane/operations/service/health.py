@@ -62,8 +62,8 @@ def health_of(asked: str, *, patience: float = 5.0) -> DeviceHealth:
     found: list[tuple[ServerReport, DeviceReport]] = []
     for path in remove_stale():
         try:
-            with ControlClient(path, timeout=patience) as client:
-                server = client.report()
+            with ControlClient(path) as client:
+                server = client.report(patience)
         except IolaneError as error:
             if is_served(path):
                 mute.append(f"process {path.name.partition('-')[0]} does not answer: {error.message}")
