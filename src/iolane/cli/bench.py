@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iolane.cli.bench_lanes import lanes
+from iolane.cli.bench_migrate import migrate
 from iolane.cli.bench_net import net
 from iolane.cli.output import Json, print_json, print_table, progress
 
@@ -119,3 +120,4 @@ def block(
 
 app.command("net")(net)
 app.command("lanes")(lanes)
+app.command("migrate")(migrate)

@@ -1,0 +1,378 @@
+"""`iolane bench migrate`: a guest moves with iolane's vhost-user devices, and with QEMU's own, in turns.
+
+Both guests are of one kind: the same kernel, memory and load, a disk of the same content and the same
+network. The devices' servers are processes of their own, one for each device on each side, as an operator has
+them. What counts are ratios.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import msgspec
+
+from iolane.bench.document import machine, put_section
+from iolane.bench.native import build
+from iolane.bench.target import Target
+from iolane.bench.wire import GUEST, GUEST_MAC, INTERVAL, Wire
+from iolane.devices.specification import parse
+from iolane.engines.qemu.cache import Cache
+from iolane.engines.qemu.initramfs import InitramfsContent
+from iolane.engines.qemu.machine import MachineConfig, QemuMachine
+from iolane.engines.qemu.qmp import Event
+from iolane.engines.qemu.vhost_user import VhostUserDevice
+from iolane.errors import IolaneError
+from iolane.operations.device_process import DeviceProcess
+from iolane.uapi.virtio import DeviceType
+
+OURS, QEMUS = "iolane", "QEMU"
+DISK_MIB = 64
+READS = 200
+"""Blocks of the disk that the guest reads in a second."""
+WARM = 50
+"""Rounds of the load, of 10 ms, before a move."""
+AFTERWARDS = 1.0
+"""Seconds after a move in which the network must have found the guest."""
+SECTION = "Live migration"
+MODULES = ("virtio_pci", "virtio_blk", "virtio_net")
+TARGET = Target(at_most=1.1)
+MAC = GUEST_MAC.hex(":")
+
+
+class Case(msgspec.Struct, frozen=True):
+    """What moves."""
+
+    memory: int
+    """MiB; half of it is filled with what does not compress."""
+    dirty: int
+    """MiB a second that the guest changes of that."""
+
+    @property
+    def name(self) -> str:
+        """As the tables show it."""
+        return f"{self.memory} MiB, {self.dirty} MiB/s changed"
+
+
+CASES = tuple(Case(memory, dirty) for memory in (256, 1024) for dirty in (0, 64))
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """One move, or medians of several. Times are seconds."""
+
+    total: float
+    """From the command until the guest runs at the destination."""
+    downtime: float
+    """From QEMU's event that the guest stands still at the source until it runs at the destination."""
+    qemu_downtime: float
+    """The same as QEMU counts it: until it was ready to go on."""
+    silence: float
+    """The longest time without an answer of the guest on the network."""
+    transferred: float
+    """Bytes."""
+    passes: float
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes a second."""
+        return self.transferred / self.total
+
+
+class CaseResult(msgspec.Struct, frozen=True):
+    """Medians over the rounds. Ratios are medians of the rounds' ratios, iolane's to QEMU's."""
+
+    case: Case
+    figures: dict[str, Figures]
+    total_ratio: float
+    downtime_ratio: float
+
+
+class MigrateBenchResult(msgspec.Struct, frozen=True):
+    """A whole run."""
+
+    command: str
+    machine: str
+    qemu: str
+    rounds: int
+    cases: tuple[CaseResult, ...]
+
+    @property
+    def missed(self) -> list[str]:
+        """The targets that were missed, in words."""
+        return [
+            f"{item.case.name}: {what} {value:.2f}, should be {TARGET}"
+            for item in self.cases
+            for what, value in (("total time", item.total_ratio), ("downtime", item.downtime_ratio))
+            if not TARGET.holds(value)
+        ]
+
+
+def run_migrate_bench(
+    *,
+    rounds: int = 5,
+    cases: Sequence[Case] = CASES,
+    cache: Cache | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> MigrateBenchResult:
+    """Measure.
+
+    Raises:
+        IolaneError: no C compiler, no archive, a guest that did not come up, or did not move.
+    """
+    if rounds < 1:
+        raise IolaneError("at least one round")
+    cache = cache or Cache()
+    load = build(("memory_load",), cache, static=True) / "memory_load"
+    described, version = machine(), ""
+    results = []
+    for case in cases:
+        with tempfile.TemporaryDirectory(prefix="iolane-bench-") as scratch, ExitStack() as stack:
+            wires = {kind: stack.enter_context(Wire(Path(scratch) / f"{kind}.wire")) for kind in KINDS}
+            sides = {kind: KINDS[kind](stack, Path(scratch), wires[kind]) for kind in KINDS}
+            movers = {
+                kind: stack.enter_context(_Mover(kind, case, sides[kind], wires[kind], load, cache))
+                for kind in KINDS
+            }
+            version = movers[QEMUS].version()
+            seen: dict[str, list[Figures]] = {kind: [] for kind in KINDS}
+            for number in range(rounds):
+                for kind in KINDS if number % 2 else reversed(KINDS):
+                    seen[kind].append(movers[kind].move())
+                    report(f"{case.name}: {kind}, {_seconds(seen[kind][-1])} (round {number + 1})")
+        results.append(_summary(case, seen))
+    return MigrateBenchResult(
+        f"iolane bench migrate --rounds {rounds}", described, version, rounds, tuple(results)
+    )
+
+
+def _seconds(figures: Figures) -> str:
+    return f"{figures.total:.2f} s, stood still for {figures.downtime * 1000:.0f} ms"
+
+
+def _summary(case: Case, seen: dict[str, list[Figures]]) -> CaseResult:
+    pairs = list(zip(seen[OURS], seen[QEMUS], strict=True))
+    return CaseResult(
+        case,
+        {kind: medians(figures) for kind, figures in seen.items()},
+        median(ours.total / theirs.total for ours, theirs in pairs),
+        median(ours.downtime / theirs.downtime for ours, theirs in pairs),
+    )
+
+
+def medians(figures: Sequence[Figures]) -> Figures:
+    """Each figure's median."""
+    fields = Figures.__struct_fields__
+    return Figures(**{name: median(getattr(each, name) for each in figures) for name in fields})
+
+
+class Side(msgspec.Struct, frozen=True):
+    """The devices of a machine, as one side has them: served by others, or QEMU's own."""
+
+    devices: tuple[VhostUserDevice, ...] = ()
+    arguments: tuple[str, ...] = ()
+
+
+def _ours(stack: ExitStack, folder: Path, wire: Wire) -> tuple[Side, Side]:
+    """A server for each device, and that twice: source and destination reach the same image."""
+    image = _image(folder / "iolane.raw")
+    sides = []
+    for side in "ab":
+        processes = []
+        for name, text in (("disk", f"block,image={image}"), ("net", f"net,peer=unix:{wire.path}")):
+            process = DeviceProcess(parse(text), name, folder / f"{side}-{name}.sock")
+            stack.callback(process.stop)
+            processes.append(process)
+        for process in processes:
+            process.wait_ready()
+        disk, net = (process.socket for process in processes)
+        devices = (
+            VhostUserDevice("disk", disk, DeviceType.BLOCK, port="port1"),
+            VhostUserDevice("net", net, DeviceType.NET, mac=MAC, port="port2"),
+        )
+        sides.append(Side(devices))
+    return sides[0], sides[1]
+
+
+def _qemus(stack: ExitStack, folder: Path, wire: Wire) -> tuple[Side, Side]:
+    """QEMU opens the image itself; a destination only when the guest has arrived."""
+    image = _image(folder / "qemu.raw")
+    disk = f"driver=raw,node-name=image,file.driver=file,file.filename={image}"
+    network = f"stream,id=wire,server=off,addr.type=unix,addr.path={wire.path}"
+    side = Side(
+        arguments=(
+            *("-blockdev", disk, "-device", "virtio-blk-pci,id=disk,drive=image,bus=port1"),
+            *("-netdev", network, "-device", f"virtio-net-pci,id=net,netdev=wire,mac={MAC},bus=port2"),
+        )
+    )
+    return side, side
+
+
+KINDS = {OURS: _ours, QEMUS: _qemus}
+
+
+def _image(path: Path) -> Path:
+    with path.open("wb") as file:
+        for block in range(DISK_MIB):
+            file.write(bytes([block]) * (1 << 20))
+    return path
+
+
+class _Mover:
+    """A guest that moves to and fro between two sides. It stands still between its moves."""
+
+    def __init__(
+        self, kind: str, case: Case, sides: tuple[Side, Side], wire: Wire, load: Path, cache: Cache
+    ) -> None:
+        self._sides = sides
+        self._wire = wire
+        self._cache = cache
+        self._case = case
+        self._moves = 0
+        content = InitramfsContent(modules=MODULES, files={"bin/memory_load": load})
+        self._config = MachineConfig(name=f"bench-{kind}", memory_mib=case.memory, content=content)
+        self._machine = self._made(0, incoming=False)
+
+    def _made(self, number: int, *, incoming: bool) -> QemuMachine:
+        side = self._sides[number % 2]
+        wanted = replace(
+            self._config, devices=side.devices, extra_arguments=side.arguments, incoming=incoming
+        )
+        return QemuMachine(wanted, self._cache)
+
+    def __enter__(self) -> _Mover:
+        self._machine.start()
+        try:
+            self._machine.check(f"ifconfig eth0 {GUEST} up")
+            words = f"{self._case.memory // 2} {self._case.dirty} /dev/vda {READS} /tmp/count"
+            self._machine.check(f"setsid memory_load {words} >/tmp/load.log 2>&1 </dev/null &")
+            self._work(1)
+            self._machine.pause()
+        except BaseException:
+            self._machine.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._machine.stop()
+
+    def version(self) -> str:
+        """QEMU's."""
+        told = self._machine.qmp.execute("query-version")["qemu"]
+        return f"{told['major']}.{told['minor']}.{told['micro']}"
+
+    def move(self) -> Figures:
+        """Once, under load."""
+        source = self._machine
+        destination = self._made(self._moves + 1, incoming=True)
+        destination.start()
+        try:
+            source.resume()
+            self._work(WARM)
+            stopped = _Stopped(source)
+            began, clock = time.monotonic(), time.time()
+            moved = source.migrate_to(destination)
+        except BaseException:
+            destination.stop()
+            raise
+        self._machine, self._moves = destination, self._moves + 1
+        self._work(WARM)
+        ended = began + moved.seconds
+        time.sleep(max(0.0, ended + AFTERWARDS - time.monotonic()))
+        silence = self._wire.silence(began, ended + AFTERWARDS)
+        destination.pause()
+        return Figures(
+            total=moved.seconds,
+            downtime=clock + moved.seconds - stopped.at,
+            qemu_downtime=moved.downtime,
+            silence=silence,
+            transferred=moved.transferred,
+            passes=moved.passes,
+        )
+
+    def _work(self, rounds: int) -> None:
+        """Until the load has done so much more, wherever the guest is."""
+        self._machine.check(
+            "until [ -s /tmp/count ]; do sleep 0.1; done; before=$(cat /tmp/count);"
+            f" until [ $(($(cat /tmp/count) - before)) -ge {rounds} ];"
+            " do pidof memory_load >/dev/null || { cat /tmp/load.log; exit 1; }; sleep 0.05; done",
+            timeout=120.0,
+        )
+
+
+class _Stopped:
+    """When a machine stood still last: QEMU's own time of its STOP event."""
+
+    def __init__(self, machine: QemuMachine) -> None:
+        self.at = 0.0
+        machine.qmp.add_listener(self._note, lambda: None)
+
+    def _note(self, event: Event) -> None:
+        if event["event"] == "STOP":
+            self.at = event["timestamp"]["seconds"] + event["timestamp"]["microseconds"] / 1e6
+
+
+HEADER = (
+    "guest",
+    "devices",
+    "total s",
+    "still ms",
+    "QEMU's ms",
+    "silent ms",
+    "MiB/s",
+    "passes",
+    "total",
+    "still",
+)
+
+
+def rows(result: MigrateBenchResult) -> list[tuple[str, ...]]:
+    """The table's cells; ratios stand with iolane's."""
+    found = []
+    for item in result.cases:
+        for kind, figures in item.figures.items():
+            ratios = (f"{item.total_ratio:.2f}", f"{item.downtime_ratio:.2f}") if kind == OURS else ("", "")
+            found.append((item.case.name, kind, *_cells(figures), *ratios))
+    return found
+
+
+def _cells(figures: Figures) -> tuple[str, ...]:
+    times = (figures.downtime, figures.qemu_downtime, figures.silence)
+    return (
+        f"{figures.total:.2f}",
+        *(f"{value * 1000:.0f}" for value in times),
+        f"{figures.bandwidth / (1 << 20):.0f}",
+        f"{figures.passes:g}",
+    )
+
+
+def to_markdown(result: MigrateBenchResult) -> str:
+    """The section's body."""
+    lines = [
+        f"`{result.command}` on {result.machine}.",
+        "",
+        f"A guest under QEMU {result.qemu} moves to another QEMU of this machine and back: with iolane's",
+        "disk and network by vhost-user, each server a process, and with QEMU's virtio-blk and virtio-net on",
+        f"an image of the same content and the same network, in turns: medians of {result.rounds} rounds.",
+        "Half of its memory is full, so much of that is changed a second; it reads",
+        f"{READS} blocks a second and answers {1 / INTERVAL:.0f} echo requests.",
+        "*Still* is from the event that it stands still until it runs at the destination; beside it what",
+        "QEMU counts of that; *silent* is the longest time without an answer on the network, whose switch",
+        "follows the guest. Ratios are iolane's to QEMU's; they may be at most 1.1.",
+        "",
+        f"| {' | '.join(HEADER)} |",
+        f"|{'---|' * len(HEADER)}",
+        *(f"| {' | '.join(row)} |" for row in rows(result)),
+    ]
+    if result.missed:
+        lines += ["", "Targets that are missed:", *(f"- {line}" for line in result.missed)]
+    return "\n".join(lines)
+
+
+def write_numbers(result: MigrateBenchResult, path: Path) -> None:
+    """Put the section into the document."""
+    put_section(path, SECTION, to_markdown(result))

@@ -1,0 +1,95 @@
+"""The measurement of moves: what it says of its figures, and that it moves guests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from iolane.bench.migrate import (
+    OURS,
+    QEMUS,
+    SECTION,
+    Case,
+    CaseResult,
+    Figures,
+    MigrateBenchResult,
+    medians,
+    rows,
+    run_migrate_bench,
+    to_markdown,
+    write_numbers,
+)
+from iolane.errors import IolaneError
+
+CASE = Case(256, 64)
+
+
+def figures(total: float, downtime: float) -> Figures:
+    return Figures(
+        total=total,
+        downtime=downtime,
+        qemu_downtime=downtime / 2,
+        silence=downtime * 2,
+        transferred=total * (100 << 20),
+        passes=3,
+    )
+
+
+def result(total: float, downtime: float) -> MigrateBenchResult:
+    ours, theirs = figures(2 * total, 0.1 * downtime), figures(2, 0.1)
+    case = CaseResult(CASE, {OURS: ours, QEMUS: theirs}, total, downtime)
+    return MigrateBenchResult("iolane bench migrate --rounds 5", "a machine", "11.0.0", 5, (case,))
+
+
+def test_medians_are_of_each_figure() -> None:
+    found = medians([figures(1, 0.3), figures(3, 0.1), figures(2, 0.2)])
+    assert found == figures(2, 0.2)
+    assert found.bandwidth == 100 << 20
+
+
+@pytest.mark.parametrize(
+    ("total", "downtime", "missed"),
+    [
+        (1.0, 1.1, []),
+        (1.2, 1.0, ["256 MiB, 64 MiB/s changed: total time 1.20, should be at most 1.1"]),
+        (0.5, 1.11, ["256 MiB, 64 MiB/s changed: downtime 1.11, should be at most 1.1"]),
+    ],
+)
+def test_a_missed_target_is_named(total: float, downtime: float, missed: list[str]) -> None:
+    found = result(total, downtime)
+    assert found.missed == missed
+    assert all(line in to_markdown(found) for line in missed)
+
+
+def test_the_table(tmp_path: Path) -> None:
+    ours, theirs = rows(result(1.05, 1.0))
+    assert ours[1:] == ("iolane", "2.10", "100", "50", "200", "100", "3", "1.05", "1.00")
+    assert theirs[1:] == ("QEMU", "2.00", "100", "50", "200", "100", "3", "", "")
+    write_numbers(result(1.0, 1.0), tmp_path / "numbers.md")
+    text = (tmp_path / "numbers.md").read_text()
+    assert f"## {SECTION}\n" in text
+    assert "iolane bench migrate --rounds 5" in text
+
+
+def test_no_rounds() -> None:
+    with pytest.raises(IolaneError, match="at least one round"):
+        run_migrate_bench(rounds=0)
+
+
+@pytest.mark.slow
+@pytest.mark.guest
+@pytest.mark.timeout(600)
+def test_both_move() -> None:
+    said: list[str] = []
+    found = run_migrate_bench(rounds=2, cases=(Case(192, 32),), report=said.append)
+    [case] = found.cases
+    assert set(case.figures) == {OURS, QEMUS}
+    assert len(said) == 4
+    for each in case.figures.values():
+        assert 0 < each.downtime < each.total
+        assert each.silence > 0
+        assert each.transferred > 96 << 20, "what is full is no more than it was"
+        assert each.passes >= 2
+    assert msgspec.json.decode(msgspec.json.encode(found), type=MigrateBenchResult) == found
