@@ -4,9 +4,12 @@
  *                     everything is compared: each page with what was read into it, each block with what was
  *                     written last.
  * load echo IP PORT   sends back what comes by TCP until the peer closes.
+ * load clock          reads clocks and counts the ticks of a timer, until /tmp/stop appears: no clock may go back,
+ *                     no tick may be lost or repeated.
  *
- * The number of operations is in /tmp/disk.count and /tmp/echo.count while they run, the verdict in
- * /tmp/disk.verdict and /tmp/echo.verdict at the end.
+ * The number of operations is in /tmp/disk.count, /tmp/echo.count and /tmp/clock.count while they run, the verdict
+ * in /tmp/disk.verdict and so on at the end. /tmp/disk.table then has the last sequence number of each block, 8
+ * bytes each, for whoever compares the image with what was acknowledged.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -17,6 +20,8 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { BLOCK = 4096, BLOCKS = 4096, PAGES = 4096, WORDS = BLOCK / 8, COUNT_EVERY = 64 };
@@ -59,6 +64,12 @@ static void count(const char *path, uint64_t number)
     say(path, text);
 }
 
+static int keep_table(void)
+{
+    int fd = open("/tmp/disk.table", O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    return fd < 0 || write(fd, written, sizeof written) != sizeof written || close(fd);
+}
+
 static int disk(const char *device)
 {
     int fd = open(device, O_RDWR | O_DIRECT);
@@ -96,7 +107,7 @@ static int disk(const char *device)
     for (unsigned block = 0; block < BLOCKS; block++)
         if (pread(fd, out, BLOCK, (off_t)block * BLOCK) != BLOCK || wrong(out, block, written[block]))
             blocks++;
-    if (fsync(fd))
+    if (fsync(fd) || keep_table())
         failed++;
     snprintf(text, sizeof text, "failed %llu, wrong when read %llu, wrong pages %llu, wrong blocks %llu\n",
              (unsigned long long)failed, (unsigned long long)early, (unsigned long long)pages,
@@ -133,11 +144,58 @@ static int echo(const char *address, const char *port)
     return 0;
 }
 
+enum { PERIOD = 10 * 1000 * 1000 };
+
+static uint64_t now(clockid_t clock)
+{
+    struct timespec time;
+    clock_gettime(clock, &time);
+    return time.tv_sec * 1000000000ull + time.tv_nsec;
+}
+
+static int clocks(void)
+{
+    static const clockid_t which[] = {CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_BOOTTIME};
+    struct itimerspec every = {.it_interval.tv_nsec = PERIOD, .it_value.tv_nsec = PERIOD};
+    uint64_t before[3] = {0}, ticks = 0, expired, back = 0, count_at = 0, longest = 0, last = 0;
+    int timer = timerfd_create(CLOCK_MONOTONIC, 0);
+    uint64_t start = now(CLOCK_MONOTONIC);
+    char text[160];
+
+    if (timer < 0 || timerfd_settime(timer, 0, &every, 0))
+        return 2;
+    while (access("/tmp/stop", F_OK)) {
+        if (read(timer, &expired, sizeof expired) != sizeof expired)
+            return 2;
+        ticks += expired;
+        for (unsigned i = 0; i < 3; i++) {
+            uint64_t read = now(which[i]);
+            back += read < before[i];
+            before[i] = read;
+        }
+        if (last && before[0] - last > longest)
+            longest = before[0] - last;
+        last = before[0];
+        if (ticks >= count_at) {
+            count("/tmp/clock.count", ticks);
+            count_at = ticks + 10;
+        }
+    }
+    uint64_t due = (before[0] - start) / PERIOD;
+    uint64_t off = ticks > due ? ticks - due : due - ticks;
+    snprintf(text, sizeof text, "went back %llu, ticks off by %s, longest gap %llu ms\n",
+             (unsigned long long)back, off <= 1 ? "none" : "some", (unsigned long long)longest / 1000000);
+    say("/tmp/clock.verdict", text);
+    return back || off > 1;
+}
+
 int main(int argc, char **argv)
 {
     if (argc == 3 && !strcmp(argv[1], "disk"))
         return disk(argv[2]);
     if (argc == 4 && !strcmp(argv[1], "echo"))
         return echo(argv[2], argv[3]);
+    if (argc == 2 && !strcmp(argv[1], "clock"))
+        return clocks();
     return 2;
 }

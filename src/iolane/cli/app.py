@@ -15,9 +15,11 @@ from iolane.cli import (
     doctor,
     host,
     lab,
+    migrate,
     pause,
     plug,
     ps,
+    receive,
     replay,
     reset,
     resume,
@@ -69,6 +71,8 @@ app.command("resume")(resume.resume)
 app.command("stop")(stop.stop)
 app.command("plug")(plug.plug)
 app.command("unplug")(unplug.unplug)
+app.command("migrate")(migrate.migrate)
+app.command("receive")(receive.receive)
 app.command("top")(top.top)
 app.command("devices")(devices.devices)
 app.command("trace")(trace.trace)

@@ -65,8 +65,8 @@ def run_command(request: RunRequest, report: Report, *, stream: bool) -> RunResu
         try:
             result = machine.run(text, timeout=request.timeout, on_output=_pass_on if stream else None)
         except IolaneError:
-            if machine.stopped_by is not None:
-                raise IolaneError(f"the machine was ended by `{machine.stopped_by}`") from None
+            if machine.stopped_by is not None or machine.moved_to is not None:
+                raise IolaneError(_ending(machine)) from None
             raise
         outcome = RunResult(
             command=text,
@@ -99,6 +99,8 @@ def run_console(request: RunRequest, report: Report) -> list[DeviceReport]:
 
 
 def _ending(machine: Machine) -> str:
+    if machine.moved_to is not None:
+        return f"the machine runs at {machine.moved_to} now"
     if machine.stopped_by is not None:
         return f"the machine was ended by `{machine.stopped_by}`"
     return "the machine ended by itself"

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import msgspec
 
+from iolane.carriers.control.migration_messages import CancelMigration, MigrateMachine, ResolveMigration
+
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Text = Annotated[str, msgspec.Meta(max_length=16384)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
@@ -162,10 +164,17 @@ class FollowEvents(msgspec.Struct, frozen=True, tag_field="do", tag="events", fo
 
 
 MachineRequest = (
-    ShowMachine | PauseMachine | ResumeMachine | StopMachine | PlugDevice | UnplugDevice | ShowConsole
+    ShowMachine
+    | PauseMachine
+    | ResumeMachine
+    | StopMachine
+    | PlugDevice
+    | UnplugDevice
+    | ShowConsole
+    | CancelMigration
 )
 """Requests with one reply."""
-MachineStream = FollowEvents
+MachineStream = FollowEvents | MigrateMachine | ResolveMigration
 """Requests with `Done`, then messages until either side closes."""
 
 

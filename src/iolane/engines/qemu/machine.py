@@ -212,6 +212,15 @@ class QemuMachine:
         with self._agent_errors(), self._lock:
             return self._guest_agent().pull(path, patient(timeout))
 
+    def refuse_busy(self) -> None:
+        """Raise IolaneError while the guest's agent is asked: it answers over a port of this QEMU alone."""
+        if not self._lock.acquire(blocking=False):
+            raise IolaneError(
+                "a command runs in the guest, whose output would be lost",
+                remedy="wait for its end, or run it in the guest's background: setsid COMMAND &",
+            )
+        self._lock.release()
+
     @property
     def console(self) -> Console:
         """The guest's console."""
@@ -398,8 +407,10 @@ class QemuMachine:
 
     def _slots_now(self) -> Slots:
         self._running()
-        assert self._slots is not None
-        return self._slots
+        slots = self._slots
+        if slots is None:
+            raise IolaneError(f"machine {self.config.name} is starting", remedy="wait a moment")
+        return slots
 
     def _guest_agent(self) -> GuestAgent:
         agent = self._running().agent

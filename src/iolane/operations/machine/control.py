@@ -11,6 +11,7 @@ import msgspec
 from iolane.carriers.control import (
     ConsoleText,
     Done,
+    FollowEvents,
     MachineReport,
     MachineRequest,
     MachineStream,
@@ -23,6 +24,7 @@ from iolane.carriers.control import (
     UnplugDevice,
     Unplugged,
 )
+from iolane.carriers.control.migration_messages import CancelMigration
 from iolane.engines.qemu.console import Console
 from iolane.errors import IolaneError
 
@@ -64,6 +66,8 @@ class MachineControl:
                 return self._plug(request)
             case UnplugDevice():
                 return Unplugged(machine.unplug(request.device, request.timeout).value)
+            case CancelMigration():
+                machine.moves.cancel()
             case ShowConsole():
                 return ConsoleText(machine.console.text())
         return Done()
@@ -72,7 +76,11 @@ class MachineControl:
         self, request: MachineStream, take: Callable[[msgspec.Struct | None], None]
     ) -> Callable[[], None]:
         """Messages from now on, the last of them None. Returns the call that ends it."""
-        return self._machine.follow(take)
+        if isinstance(request, FollowEvents):
+            return self._machine.follow(take)
+        from iolane.operations.migration.control import follow_migration
+
+        return follow_migration(self._machine, request, take)
 
     def _plug(self, request: PlugDevice) -> msgspec.Struct:
         if bool(request.device) == bool(request.passed):

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
@@ -35,8 +35,14 @@ from iolane.operations.machine.description import MachineDescription
 from iolane.operations.machine.devices import Held, MachineDevices
 from iolane.operations.machine.engine import Engine, choose_engine, machine_config, provide_passt
 from iolane.operations.machine.events import EventQueue, MachineEvents
+from iolane.operations.machine.move_options import MoveOptions
 from iolane.operations.machine.report import machine_report, plugged_device
 from iolane.operations.watching import iommu_watched
+
+if TYPE_CHECKING:
+    from iolane.engines.qemu.migration_progress import Progress
+    from iolane.operations.migration.move import Moved
+    from iolane.operations.migration.moves import Moves
 
 POWERDOWN_LIMIT = 30.0
 """Seconds for a guest to power itself off."""
@@ -93,8 +99,13 @@ class Machine:
         self._guest: QemuMachine | None = None
         self._devices: MachineDevices | None = None
         self._watched = False
+        self._moves: Moves | None = None
+        self._held_for = ""
+        self._held_by: int | None = None
         self.stopped_by: str | None = None
         """Who has asked for the end, where somebody has."""
+        self.moved_to: str | None = None
+        """Where it runs now, when it has left this process for another."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -136,7 +147,8 @@ class Machine:
         provide_passt(devices.specifications, cache)
         self._devices = stack.enter_context(devices)
         self._check_boot(devices)
-        devices.refuse_images_in_use()
+        if not self._incoming:  # the source has them, until the guest is here
+            devices.refuse_images_in_use()
         with INTERRUPTION.held():
             stack.enter_context(control)
         if self._before_boot is not None:
@@ -174,6 +186,8 @@ class Machine:
 
     def stop(self) -> None:
         """End it at once and give back all it held. Harmless when repeated."""
+        if self._moves is not None:
+            self._moves.close()
         with INTERRUPTION.held():
             self._stack.close()
             self._watched = False
@@ -207,20 +221,42 @@ class Machine:
         self.guest.abort()
         self.guest.wait_end(10.0)
 
+    def hold(self, why: str, phase: MachineState) -> None:
+        """From now on only this thread lets its guest go on or stand still, or changes its devices; others
+        are refused with `why` and see `phase`. What others are about is waited for.
+        """
+        with self._changing, self._holding:
+            self._held_for, self._held_by, self._phase = why, threading.get_ident(), phase
+
+    def let_go(self) -> None:
+        """Anybody may, again."""
+        with self._changing, self._holding:
+            self._held_by = self._phase = None
+
+    def _refuse_held(self) -> None:
+        if self._held_by not in (None, threading.get_ident()):
+            raise IolaneError(
+                f"machine {self.name} is left alone: {self._held_for}",
+                remedy=f"iolane migrate --cancel {self.name}, or --resolve where it is in doubt",
+            )
+
     def pause(self) -> None:
         """Hold the processors, then the devices: when it returns, nothing of the machine moves."""
+        self._refuse_held()
         with self._holding:
             self.guest.pause()
             self.devices.pause()
 
     def resume(self) -> None:
         """Let devices and processors go on."""
+        self._refuse_held()
         with self._holding:
             self.devices.resume()
             self.guest.resume()
 
     def reset(self, timeout: float | None = None) -> None:
         """The reset button; waits until the guest is up again."""
+        self._refuse_held()
         self.guest.reset(timeout)
 
     def wait_end(self, timeout: float | None = None) -> bool:
@@ -311,6 +347,46 @@ class Machine:
         """Something happened to it that its engine does not know of."""
         self._events.tell(kind, text, device=device)
 
+    # To another host.
+
+    @property
+    def moves(self) -> Moves:
+        """Its moves to other hosts: begun, watched, cancelled, resolved."""
+        with self._holding:
+            if self._moves is None:
+                from iolane.operations.migration.moves import Moves
+
+                self._moves = Moves(self)
+            return self._moves
+
+    def migrate(
+        self,
+        uri: str,
+        *,
+        downtime: float | None = None,
+        bandwidth: int = 0,
+        tls: Path | None = None,
+        replug: bool = False,
+        dry_run: bool = False,
+        on_progress: Callable[[Progress], object] = lambda progress: None,
+    ) -> Moved:
+        """Move it, while it runs, to where `iolane receive URI` waits; returns when that is decided.
+
+        Args:
+            uri: `unix:PATH` or `tcp:HOST:PORT`.
+            downtime: seconds that the guest may stand still at the end.
+            bandwidth: bytes a second at most; 0: as many as go.
+            tls: a directory with certificates: everything is encrypted, and both sides prove who they are.
+            replug: unplug what does not move with it, and plug it in there.
+            dry_run: only ask whether it could.
+            on_progress: gets how far it is, several times a second.
+
+        Raises:
+            IolaneError: it could not begin. How it went otherwise is in what is returned.
+        """
+        options = MoveOptions(downtime, bandwidth, tls, replug=replug, dry_run=dry_run)
+        return self.moves.migrate(uri, options, on_progress)
+
     # The guest.
 
     @property
@@ -327,18 +403,22 @@ class Machine:
         on_output: OutputFunction | None = None,
     ) -> CommandResult:
         """Run a shell command in the guest: exit code, output, and whether it ran out of time."""
+        self._refuse_held()
         return self.guest.run(command, stdin=stdin, timeout=timeout, on_output=on_output)
 
     def check(self, command: str | Sequence[str], *, stdin: bytes = b"", timeout: float = 60.0) -> str:
         """The output of a command that must succeed."""
+        self._refuse_held()
         return self.guest.check(command, stdin=stdin, timeout=timeout)
 
     def push(self, path: str, data: bytes | Path, mode: int = 0o644) -> None:
         """Write a file in the guest."""
+        self._refuse_held()
         self.guest.push(path, data, mode)
 
     def pull(self, path: str) -> bytes:
         """Read a file of the guest."""
+        self._refuse_held()
         return self.guest.pull(path)
 
     # Devices that come and go.
@@ -356,12 +436,14 @@ class Machine:
         Raises:
             IolaneError: it can't be made, or the engine does not take it; then nothing is left of it.
         """
+        self._refuse_held()
         with self._changing:
             held, note = self.devices.add(device, folder=folder, port=port)
             return self._plug(held, note)
 
     def plug_passed(self, function: str, *, port: str | None = None) -> PluggedDevice:
         """Take a function of the host from its driver and plug it in: `ADDRESS[,key=value...]`."""
+        self._refuse_held()
         with self._changing:
             held = self.devices.add_passed(function, port=port)
             self._watch()
@@ -384,6 +466,7 @@ class Machine:
         Raises:
             IolaneError: there is no such device, or the engine would not survive it.
         """
+        self._refuse_held()
         with self._changing:
             outcome = self.guest.unplug(identity, timeout)
             if outcome is UnplugOutcome.AGREED:

@@ -122,9 +122,11 @@ class Arrival:
         self._do(steps)
         return bool(steps)
 
-    def end(self, reason: str) -> None:
-        """The operator ends it, unless it runs."""
-        self._do(self.agreement.end(reason))
+    def end(self, reason: str) -> bool:
+        """The operator ends it, unless it runs. Whether that was open."""
+        steps = self.agreement.end(reason)
+        self._do(steps)
+        return bool(steps)
 
     def close(self) -> None:
         """Nothing more is heard or said."""

@@ -86,6 +86,8 @@ class DestinationAgreement:
             case DestinationPhase.ARRIVED, Commit():
                 self.phase = DestinationPhase.STARTING
                 return [Act.RUN]
+            case DestinationPhase.ARRIVED, Abort(reason):
+                return self._destroy(f"the source: {reason}")
             case ((DestinationPhase.RUNNING | DestinationPhase.GONE), Commit()):
                 return self._answer()
             case _:

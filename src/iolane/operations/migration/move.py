@@ -118,7 +118,7 @@ class Move:
         self._channel: Channel[FromDestination] | None = None
         self._outgoing: OutgoingSide | None = None
         self._transfer_over = threading.Event()
-        self._begun = self._complete = self._linked = False
+        self._complete = self._linked = False
         self._notes: list[str] = []
         self._problems: list[str] = []
         self._started = self._spoke = self._moved_last = self._phase_since = 0.0
@@ -144,10 +144,11 @@ class Move:
             IolaneError: it could not even begin; nothing has been changed.
         """
         self._started = time.monotonic()
-        self._beside.check()
-        offer = self._machine.offer()
-        self._connect()
+        self._machine.begin()
         try:
+            self._beside.check()
+            offer = self._machine.offer()
+            self._connect()
             hello = Hello(
                 protocol=PROTOCOL, version=__version__, id=self.identity, offer=offer, dry_run=self._dry_run
             )
@@ -300,8 +301,6 @@ class Move:
     def _transfer(self) -> None:
         """What goes wrong here is heard as the transfer's end."""
         try:
-            self._machine.begin()
-            self._begun = True
             departed = self._beside.before()
             if departed:
                 self._say(Brings(departed))
@@ -324,11 +323,10 @@ class Move:
 
     def _go_on(self) -> None:
         self._close_outgoing()
-        if self._begun:
-            try:
-                self._machine.go_on()
-            except IolaneError as error:
-                self._problems.append(str(error))
+        try:
+            self._machine.go_on()
+        except IolaneError as error:
+            self._problems.append(str(error))
         self._problems += [str(each) for each in self._beside.rollback()]
 
     def _end(self) -> None:

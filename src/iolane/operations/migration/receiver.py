@@ -81,6 +81,9 @@ class Receiver:
         self._closing = False
         self.arrival: Arrival | None = None
         """What arrives, or has arrived."""
+        self.free = threading.Event()
+        """Set while nothing arrives, and a machine may come."""
+        self.free.set()
         self.rejected = 0
         """Connections that said what can't be understood, or whose user may not."""
 
@@ -133,6 +136,23 @@ class Receiver:
     def post(self, call: Callable[[], object]) -> None:
         """Have something done in the thread of the arrivals."""
         self._inbox.put(call)
+
+    def _decide(self, run: bool) -> bool:
+        """In a thread of a control socket."""
+        answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+        def decide() -> None:
+            arrival = self.arrival
+            if arrival is None:
+                answers.put(False)
+            else:
+                answers.put(arrival.source_ended() if run else arrival.end("its operator ended it"))
+
+        self.post(decide)
+        try:
+            return answers.get(timeout=patient(60.0))
+        except queue.Empty:
+            return False
 
     # -- connections ----------------------------------------------------------------------------------------
 
@@ -228,6 +248,7 @@ class Receiver:
                 self._gone.popitem(last=False)
             self.arrival = None
             arrival.waiting.close()
+            self.free.set()
         elif arrival.agreement.phase is DestinationPhase.RUNNING and not arrival.told:
             arrival.told = True
             self._results.put(arrival)
@@ -273,15 +294,18 @@ class Receiver:
         if self.arrival is not None:
             channel.send(NotRunning("another machine was faster"))
             return
+        self.free.clear()
         self._tell(f"{hello.offer.name} comes")
         try:
             machine = self._maker.make(hello.offer)
         except IolaneError as error:
+            self.free.set()
             self._tell(f"the machine does not come: {error}")
             channel.send(NotRunning(str(error)[:4000]))
             return
         settings = MigrationSettings(credentials=self._credentials)
         self.arrival = Arrival(hello.id, machine, channel, settings, self.post)
+        machine.on_decision(self._decide)
         self.arrival.begin()
 
     def _ask(self, channel: Channel[FromSource], ask: Ask) -> None:

@@ -52,7 +52,7 @@ class LeavingMachine(Protocol):
         """The engine's side, not started yet."""
 
     def begin(self) -> None:
-        """It is about to move: devices stay as they are, and nobody lets it go on."""
+        """It is about to move: from here on nobody else changes it, or lets it go on."""
 
     def go_on(self) -> None:
         """It stays: it runs as before, if it ran. Raises IolaneError where the engine is gone."""
@@ -72,6 +72,10 @@ class ArrivingMachine(Protocol):
 
     def on_lost(self, call: Callable[[], object]) -> None:
         """Call when the engine is gone; the call must not wait."""
+
+    def on_decision(self, decide: Callable[[bool], bool]) -> None:
+        """Where its operator decides in doubt: `decide(True)` has it run here, `decide(False)` ends it;
+        returned is whether that was open. The call may wait."""
 
     def take_images(self) -> None:
         """Take the locks of its images, which the source has given back. Raises IolaneError."""

@@ -91,6 +91,7 @@ class FakeSource:
     def __init__(self, offer: Offer = OFFER, *, pieces: int = 10_000) -> None:
         self.runs = self.alive = True
         self.may_send = threading.Semaphore(pieces)
+        self.held = False
         self.refuses = ""
         self.doubts = ""
         self.gone_to = ""
@@ -101,13 +102,14 @@ class FakeSource:
         return self._offer
 
     def outgoing(self, settings: MigrationSettings, on_end: Callable[[bool], object]) -> FakeOutgoing:
+        self.leaving.set()
         return FakeOutgoing(self, on_end)
 
     def begin(self) -> None:
-        self.leaving.set()
+        self.held = True
 
     def go_on(self) -> None:
-        self.runs = True
+        self.runs, self.held = True, False
 
     def doubt(self, reason: str) -> None:
         self.doubts = reason
@@ -162,6 +164,9 @@ class FakeDestination:
 
     def on_lost(self, call: Callable[[], object]) -> None:
         self.engine_ends = call
+
+    def on_decision(self, decide: Callable[[bool], bool]) -> None:
+        self.decide = decide
 
     def take_images(self) -> None:
         self.before_run()

@@ -191,6 +191,16 @@ class Block(VirtioDevice):
             self._lock.acquire()
             self._lock.release()
 
+    @property
+    def holds_image(self) -> bool:
+        """Whether the image's lock is ours."""
+        return self._lock is not None and self._lock.held
+
+    def take_image(self) -> None:
+        """Take the image's lock before a queue runs. Raises IolaneError when somebody else has it."""
+        if self._lock is not None:
+            self._lock.acquire()
+
     def on_queue_start(self, queue: Virtqueue) -> None:
         if self._lock is not None:
             self._lock.acquire()

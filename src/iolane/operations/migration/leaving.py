@@ -1,0 +1,167 @@
+"""A running machine of this process, as the source of a move."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import msgspec
+
+from iolane.carriers.control import EventKind, MachineState
+from iolane.devices.specification import Carrier, parse
+from iolane.devices.virtio.block import Block
+from iolane.engines.qemu.command_line import Accelerator
+from iolane.engines.qemu.migration import OutgoingMigration, announce
+from iolane.engines.qemu.migration_settings import MigrationSettings
+from iolane.engines.qemu.qmp import QmpError
+from iolane.engines.qemu.vhost_user import VhostUserDevice
+from iolane.errors import IolaneError
+from iolane.operations.machine.anchor import anchored
+from iolane.operations.machine.description import is_file, is_path
+from iolane.operations.machine.devices import EMULATED, PASSTHROUGH, Held
+from iolane.operations.machine.machine import Machine
+from iolane.operations.migration.images import offered_image
+from iolane.operations.migration.offer import Finding, Offer, OfferedDevice, OfferedImage, OfferedKernel
+from iolane.operations.migration.preflight import IMAGE, file_digest, host_cpu_flags
+
+WHY = {
+    PASSTHROUGH: "it is a physical function, which stays where it is",
+    EMULATED: "QEMU would lose its state",
+}
+WAY_OUT = {
+    PASSTHROUGH: "unplug it first, or give it a stand-in: --failover",
+    EMULATED: "--replug unplugs it, and plugs it in there with its state",
+}
+
+
+class LeavingGuest:
+    """One move of one machine.
+
+    Args:
+        machine: what moves.
+        beside: ids of devices that somebody takes out before it moves.
+    """
+
+    def __init__(self, machine: Machine, beside: Collection[str] = ()) -> None:
+        self._machine = machine
+        self._beside = frozenset(beside)
+        self._was_paused = False
+
+    def begin(self) -> None:
+        """From here on nobody else changes the machine."""
+        machine = self._machine
+        self._was_paused = machine.guest.paused
+        machine.hold("it is migrating", MachineState.MIGRATING)
+        machine.tell_event(EventKind.MIGRATION, "begins")
+
+    def offer(self) -> Offer:
+        """What the other side is told. Raises IolaneError with everything that can't move."""
+        machine, description = self._machine, self._machine.description
+        movable = [held for held in machine.devices.held if held.device.id not in self._beside]
+        if stays := [finding for held in movable if (finding := _stays(held))]:
+            reasons = "; ".join(finding.problem for finding in stays)
+            raise IolaneError(f"machine {machine.name} can't move: {reasons}", remedy=stays[0].remedy)
+        machine.guest.refuse_busy()
+        ports = {device.id: device.port for device in machine.guest.plugged}
+        config = machine.guest.config
+        assert config.qemu is not None
+        assert config.accelerator is not None
+        return Offer(
+            name=machine.name,
+            engine=str(config.qemu.version),
+            accelerator=config.accelerator.value,
+            memory_mib=description.memory_mib,
+            cpus=description.cpus,
+            ports=description.port_count,
+            iommu=description.iommu,
+            cpu_flags=host_cpu_flags() if config.accelerator is Accelerator.KVM else [],
+            kernel=self._kernel(),
+            boot=description.boot,
+            devices=[self._device(held, ports.get(held.device.id)) for held in movable],
+            later=sorted(self._beside),
+        )
+
+    def outgoing(self, settings: MigrationSettings, on_end: Callable[[bool], object]) -> OutgoingMigration:
+        """QEMU's side."""
+        return OutgoingMigration(self._machine.guest.qmp, settings, on_end)
+
+    def go_on(self) -> None:
+        """It stays. Networks are told, for a switch may have learnt otherwise."""
+        machine = self._machine
+        machine.let_go()
+        stood_still = machine.guest.paused
+        if stood_still and not self._was_paused:
+            machine.guest.resume()
+            announce(machine.guest.qmp)
+        machine.tell_event(EventKind.MIGRATION, "the machine stays here")
+
+    def doubt(self, reason: str) -> None:
+        """It stands still, for as long as it takes."""
+        machine = self._machine
+        machine.hold(f"whether it has moved is in doubt: {reason}", MachineState.IN_DOUBT)
+        machine.tell_event(EventKind.MIGRATION, f"in doubt: {reason}")
+
+    def end(self, place: str) -> None:
+        """It runs at `place`: the machine ends here, and its owner learns of it."""
+        machine = self._machine
+        machine.moved_to = place
+        machine.tell_event(EventKind.MIGRATION, f"moved to {place}")
+        machine.abort()
+
+    # -- the offer ------------------------------------------------------------------------------------------
+
+    def _device(self, held: Held, port: str | None) -> OfferedDevice:
+        wanted = anchored(parse(held.description.text), None)
+        device = held.device
+        return OfferedDevice(
+            id=device.id,
+            text=msgspec.structs.replace(wanted, id=device.id).whole_text(),
+            port=port,
+            mac=device.mac if isinstance(device, VhostUserDevice) else None,
+            image=self._image(device.id, wanted.options),
+        )
+
+    def _image(self, identity: str, options: dict[str, list[str]]) -> OfferedImage | None:
+        served = self._machine.devices.served(identity)
+        if served is not None and isinstance(served.device, Block):
+            disk = served.device
+            if disk.image is None:
+                raise IolaneError(f"disk {identity} has no image that another host could open")
+            return offered_image(disk.image, read_only=disk.read_only, locked=disk.holds_image)
+        if served is None and IMAGE in options:
+            read_only = options.get("read_only", ["off"])[-1] == "on"
+            return offered_image(Path(options[IMAGE][-1]), read_only=read_only, locked=None)
+        return None
+
+    def _kernel(self) -> OfferedKernel | None:
+        description = self._machine.description
+        if description.boot is not None:
+            return None
+        own = is_path(description.kernel)
+        initrd = description.initrd
+        return OfferedKernel(
+            flavour=None if own else description.kernel,
+            digest=file_digest(Path(description.kernel)) if own else None,
+            initrd=None if initrd is None else file_digest(Path(initrd)),
+            append=description.append,
+            modules=[module for module in description.modules if not is_file(module)],
+            built=sum(is_file(module) for module in description.modules),
+        )
+
+
+def _stays(held: Held) -> Finding | None:
+    """Why a device can't move with the machine."""
+    device = held.device
+    if held.lane == PASSTHROUGH or held.carrier != Carrier.VHOST_USER.value:
+        lane = PASSTHROUGH if held.lane == PASSTHROUGH else EMULATED
+        return Finding(f"{device.id}: {WHY[lane]}", WAY_OUT[lane])
+    if isinstance(device, VhostUserDevice) and device.frail:
+        return Finding(f"{device.id}: QEMU's front end of it does not migrate", "unplug it first")
+    return None
+
+
+def end_in_doubt(machine: Machine) -> None:
+    """Its owner ends a machine that stands still in doubt; nothing is done for the guest."""
+    with contextlib.suppress(QmpError, IolaneError):
+        machine.abort()
