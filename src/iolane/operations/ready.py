@@ -74,7 +74,9 @@ def _vfio_user_domain(argument: str) -> str:
 def _vhost_user_arguments(name: str, socket: Path, kind: VirtioKind) -> list[str]:
     if kind.type not in FRONT_ENDS:
         return []
-    device = VhostUserDevice(name, socket, kind.type, kind.queues, kind.queue_size, mac=kind.mac)
+    device = VhostUserDevice(
+        name, socket, kind.type, kind.queues, kind.queue_size, mac=kind.mac, standby=kind.standby
+    )
     return device.arguments(None)
 
 

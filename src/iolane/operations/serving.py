@@ -55,6 +55,8 @@ class VirtioKind(msgspec.Struct, frozen=True):
     queue_size: int | None = None
     mac: str | None = None
     """The front end keeps it."""
+    standby: bool = False
+    """Of a network device: it stands in for a function with the same address, when that is not there."""
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -238,10 +240,10 @@ class DeviceServers:
         kind: VirtioKind | None = None
         served: Served
         if carrier_of(specification) is Carrier.VHOST_USER:
-            bare, mac = _without_mac(specification)
+            bare, mac, standby = _for_front_end(specification)
             virtio = create_virtio(bare)
             stack.callback(virtio.close)
-            kind = _kind_of(virtio, mac)
+            kind = msgspec.structs.replace(_kind_of(virtio, mac), standby=standby)
             vhost_user = stack.enter_context(VhostUserServer(virtio, socket, workers=workers))
             served = ServedVirtio(virtio.name, virtio, vhost_user, socket)
         else:
@@ -284,22 +286,31 @@ def _kind(specification: DeviceSpecification) -> VirtioKind | None:
     if carrier_of(specification) is not Carrier.VHOST_USER:
         return None
     kind = resolve_virtio(specification.name)
-    bare, mac = _without_mac(specification)
+    bare, mac, standby = _for_front_end(specification)
     [*_, queues] = bare.options.get("queues", ["1"])
-    return VirtioKind(kind.device_type, int(queues) if queues.isdecimal() else 1, mac=mac)
+    return VirtioKind(kind.device_type, int(queues) if queues.isdecimal() else 1, mac=mac, standby=standby)
 
 
-def _without_mac(specification: DeviceSpecification) -> tuple[DeviceSpecification, str | None]:
-    """With vhost-user a network device's address is told to the front end, not to the device."""
+def _for_front_end(specification: DeviceSpecification) -> tuple[DeviceSpecification, str | None, bool]:
+    """With vhost-user a network device's address, and that it is a stand-in, are told to the front end, not
+    to the device.
+    """
+    if specification.name != "net":
+        return specification, None, False
     options = dict(specification.options)
-    given = options.pop("mac", None)
-    if given is None or specification.name != "net":
-        return specification, None
-    if len(given) > 1 or not MAC.fullmatch(given[0]):
+    mac = options.pop("mac", [None])
+    standby = options.pop("standby", ["off"])
+    if len(mac) > 1 or (mac[0] is not None and not MAC.fullmatch(mac[0])):
         raise IolaneError(
-            f"net: '{given[-1]}' is no address for a network device", remedy="mac=02:00:00:00:00:01"
+            f"net: '{mac[-1]}' is no address for a network device", remedy="mac=02:00:00:00:00:01"
         )
-    return msgspec.structs.replace(specification, options=options), given[0]
+    if standby not in (["on"], ["off"]):
+        raise IolaneError(f"net: standby is on or off, not '{standby[-1]}'")
+    if standby == ["on"] and mac[0] is None:
+        raise IolaneError(
+            "net: a stand-in has the address of the function that it stands in for", remedy="add mac="
+        )
+    return msgspec.structs.replace(specification, options=options), mac[0], standby == ["on"]
 
 
 def _kind_of(device: VirtioDevice, mac: str | None) -> VirtioKind:

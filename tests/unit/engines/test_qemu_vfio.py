@@ -14,7 +14,12 @@ from iolane.engines.qemu import vfio
 from iolane.engines.qemu.command_line import Accelerator, Hardware, VfioUserDevice, command_line
 from iolane.engines.qemu.qmp import Event, Qmp
 from iolane.engines.qemu.slots import Slots
-from iolane.engines.qemu.vfio import VfioPciDevice, refuse_discarding, refuse_without_locked_memory
+from iolane.engines.qemu.vfio import (
+    VfioPciDevice,
+    moves_along,
+    refuse_discarding,
+    refuse_without_locked_memory,
+)
 from iolane.errors import IolaneError
 from iolane.model.pci import PcieId
 
@@ -140,3 +145,30 @@ def test_none_is_plugged_in_beside_them(device: VfioPciDevice) -> None:
             slots.plug(device)
     finally:
         slots.close()
+
+
+class Objecting:
+    """QMP of a machine that QEMU objects to migrating."""
+
+    def __init__(self, *reasons: str) -> None:
+        self._reasons = reasons
+
+    def execute(self, command: str) -> dict[str, object]:
+        assert command == "query-migrate"
+        return {"blocked-reasons": list(self._reasons)} if self._reasons else {}
+
+
+@pytest.mark.parametrize(
+    ("reasons", "moves"),
+    [
+        ((), True),
+        (("the device 'x' is not migratable",), True),
+        (("0000:01:10.0: VFIO migration is not supported in kernel",), False),
+        (("0000:01:10.0: something that a newer QEMU says",), False),
+        (("VFIO device doesn't support migration",), False),
+    ],
+)
+def test_what_qemu_does_not_object_to_moves_along(reasons: tuple[str, ...], moves: bool) -> None:
+    """Where nothing is named (as older versions did), no function is taken for one that moves."""
+    qmp = cast(Qmp, Objecting(*reasons))
+    assert moves_along(qmp, PcieId(0, 1, 0x10, 0)) is moves

@@ -77,6 +77,14 @@ class VfioPciDevice:
         return f"`iolane host {self.address}` says whether it can be passed through"
 
 
+def moves_along(qmp: Qmp, address: PcieId) -> bool:
+    """Whether QEMU moves a function that it has with the machine, as it does where the function's driver in
+    the host's kernel reports VFIO_DEVICE_FEATURE_MIGRATION. For every other it objects to migration, by name.
+    """
+    reasons = qmp.execute("query-migrate").get("blocked-reasons", [])
+    return not any("VFIO" in reason or str(address) in reason for reason in reasons)
+
+
 def refuse_discarding(arguments: Sequence[str]) -> None:
     """Refuse QEMU arguments that would take pages away under the IOMMU. Raises IolaneError."""
     for argument in arguments:

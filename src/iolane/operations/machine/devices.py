@@ -220,6 +220,7 @@ def machine_device(endpoint: Endpoint) -> MachineDevice:
         kind.queues,
         kind.queue_size,
         mac=kind.mac,
+        standby=kind.standby,
     )
 
 

@@ -7,7 +7,7 @@ The source has a `MovedDevice` for each, in its order:
     before      the machine runs here: the device is taken out; what is told of it goes to the other side
     rollback    the machine stays here: the device is put in again, as it was
 
-and the destination, when the machine runs there, puts each `Departed` in again (`ArrivingDevices`).
+and the destination, when the machine runs there, puts each `Departed` in again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from typing import Protocol
 import msgspec
 
 from iolane.errors import IolaneError
+
+STATES_LIMIT = 8 << 20
+"""Bytes that the states of all devices may have together: they go over in one message."""
 
 _log = logging.getLogger("iolane.migration")
 
@@ -34,6 +37,8 @@ class Departed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What the user wrote for it; None for a physical function, of which the other side has its own."""
     state: bytes | None = None
     """What it was when it left (`PciDevice.bring_back`)."""
+    mac: str | None = None
+    """Of a network function: the address that the other side's must have."""
 
 
 class MovedDevice(Protocol):
@@ -76,16 +81,21 @@ class MovedDevices:
         Raises:
             IolaneError: why it can't; every device is in the machine as before, or named.
         """
-        departed = []
-        for device in self._devices:
-            try:
+        departed: list[Departed] = []
+        try:
+            for device in self._devices:
                 departed.append(device.before())
-            except IolaneError as error:
-                if lost := self.rollback():
-                    names = "; ".join(str(each) for each in lost)
-                    raise IolaneError(f"{error.message}; and {names}", remedy=error.remedy) from error
-                raise
-            self._out.append(device)
+                self._out.append(device)
+            if sum(len(each.state or b"") for each in departed) > STATES_LIMIT:
+                raise IolaneError(
+                    f"the states of the devices have more than {STATES_LIMIT >> 20} MiB",
+                    remedy="unplug the largest first, and plug it in on the other side",
+                )
+        except BaseException as error:
+            lost = "; ".join(str(each) for each in self.rollback())
+            if lost and isinstance(error, IolaneError):
+                raise IolaneError(f"{error.message}; and {lost}", remedy=error.remedy) from error
+            raise
         return departed
 
     def rollback(self) -> list[IolaneError]:
@@ -97,5 +107,7 @@ class MovedDevices:
                 device.rollback()
             except IolaneError as error:
                 _log.error("%s did not come back: %s", device.name, error)
-                problems.append(IolaneError(f"{device.name} did not come back: {error.message}"))
+                problems.append(
+                    IolaneError(f"{device.name} did not come back: {error.message}", remedy=error.remedy)
+                )
         return problems
