@@ -8,6 +8,7 @@ import random
 
 from iolane.devices.virtio.net import BareNet
 from iolane.devices.virtio.net.features import NetFeature
+from iolane.memory.signals import Signaller
 from iolane.model.virtio import Virtqueue
 from iolane.model.virtio.compiled_ring import CompiledRing, UnreachableRing, Wires
 from iolane.model.virtio.features import mask
@@ -124,7 +125,12 @@ class CompiledNetVictim(NetVictim):
     def _make(self, queue: Virtqueue, last: int, used: int | None) -> Ring:
         try:
             return CompiledRing(
-                self.device, queue, last, used, self.device.compiled_path(queue), Wires(self.kick, -1)
+                self.device,
+                queue,
+                last,
+                used,
+                self.device.compiled_path(queue),
+                Wires(self.kick, -1, Signaller().signal),
             )
         except UnreachableRing:
             return split_ring(queue, last, used)

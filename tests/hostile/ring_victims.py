@@ -10,6 +10,7 @@ from typing import NamedTuple
 from iolane.backends.memory import MemoryBackend
 from iolane.devices.virtio.block import Block
 from iolane.memory.mapping import Mapping
+from iolane.memory.signals import Signaller
 from iolane.model.dma import Permission
 from iolane.model.virtio import Feature, RingRejection, Status, VirtioDevice, Virtqueue
 from iolane.model.virtio.compiled_ring import CompiledRing, UnreachableRing, Wires
@@ -216,7 +217,9 @@ class CompiledVictim(Victim):
     def _make(self, queue: Virtqueue, last: int, used: int | None) -> Ring:
         path = None if self._held else self.device.compiled_path(queue)
         try:
-            return CompiledRing(self.device, queue, last, used, path, Wires(self.kick, -1))
+            return CompiledRing(
+                self.device, queue, last, used, path, Wires(self.kick, -1, Signaller().signal)
+            )
         except UnreachableRing:
             return split_ring(queue, last, used)
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from iolane.memory.ring import NetPath, NetPort
+from iolane.memory.signals import Signaller
 from iolane.model.virtio import RingRejection, compiled_ring
 from iolane.testing.drivers.virtio import DESCRIPTOR
 from iolane.testing.drivers.virtio_hostile import SIZE, START, HostileRing
@@ -171,7 +172,12 @@ def plant_every_offload(patch: pytest.MonkeyPatch) -> None:
 
     def make(self: CompiledNetVictim, queue: Any, last: int, used: int | None) -> Any:
         return compiled_ring.CompiledRing(
-            self.device, queue, last, used, believe(self, queue), compiled_ring.Wires(self.kick, -1)
+            self.device,
+            queue,
+            last,
+            used,
+            believe(self, queue),
+            compiled_ring.Wires(self.kick, -1, Signaller().signal),
         )
 
     patch.setattr(CompiledNetVictim, "_make", make)

@@ -53,7 +53,10 @@ def send_message(connection: socket.socket, message: bytes, fds: Sequence[int] =
 
 
 def prepare_signal(fd: int, *kinds: SignalKind) -> SignalKind:
-    """Make a peer's eventfd (or what else is among `kinds`) safe to read and write: never blocking.
+    """Make a peer's eventfd (or what else is among `kinds`) safe to read and write.
+
+    It is set to never block, but the peer may clear that again: `iolane.memory.signals` does not wait even
+    then. A pipe is opened anew, so that its flags are ours alone.
 
     Raises:
         IolaneError: it is something else; reading or writing it might block, or do anything.
@@ -64,10 +67,22 @@ def prepare_signal(fd: int, *kinds: SignalKind) -> SignalKind:
         kind = SignalKind.EVENTFD if target == "anon_inode:[eventfd]" else kind
         if kind is None or kind not in kinds:
             raise IolaneError(f"this descriptor must be {' or '.join(kinds)}, not {target}")
-        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        if kind is SignalKind.PIPE:
+            _open_anew(fd, flags & os.O_ACCMODE)
+        else:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_NONBLOCK)
     except OSError as error:
         raise IolaneError(f"this descriptor cannot be used: {error.strerror}") from error
     return kind
+
+
+def _open_anew(fd: int, mode: int) -> None:
+    own = os.open(f"/proc/self/fd/{fd}", mode | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.dup2(own, fd, inheritable=False)
+    finally:
+        os.close(own)
 
 
 def close_after_reading(connection: socket.socket) -> None:

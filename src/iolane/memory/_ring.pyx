@@ -6,51 +6,22 @@ else, and everything that looks wrong, to Python: `iolane.model.virtio.split_rin
 wrote is copied before it is checked, and checked before it is used.
 """
 
-from libc.errno cimport EAGAIN, EFAULT, EINTR, ENOMEM, errno
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.errno cimport EAGAIN, EFAULT, ENOMEM
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 cimport cython
 
 import os
+import stat
+
+include "_signals.pxi"
 
 cdef extern from "<sys/uio.h>" nogil:
-    struct iovec:
-        void *iov_base
-        size_t iov_len
     ssize_t readv(int fd, iovec *vectors, int count)
     ssize_t writev(int fd, iovec *vectors, int count)
-    ssize_t preadv2(int fd, iovec *vectors, int count, int64_t offset, int flags)
     ssize_t pwritev(int fd, iovec *vectors, int count, int64_t offset)
-    int RWF_NOWAIT
-
-cdef extern from "<sys/mman.h>" nogil:
-    int PROT_READ
-    int PROT_WRITE
-    int MAP_SHARED
-    int MAP_POPULATE
-    void *MAP_FAILED
-    void *mmap(void *address, size_t length, int protection, int flags, int fd, long offset)
-    int munmap(void *address, size_t length)
-
-cdef extern from "<poll.h>" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int POLLIN
-    int POLLOUT
-    int poll(pollfd *entries, unsigned long count, int timeout)
-
-cdef extern from "<sched.h>" nogil:
-    int sched_yield()
-
-cdef extern from "<unistd.h>" nogil:
-    int close(int fd)
-    ssize_t read(int fd, void *buffer, size_t count)
-    ssize_t write(int fd, const void *buffer, size_t count)
 
 include "_virtq.pxi"
 
@@ -94,12 +65,6 @@ include "_net.pxi"
 include "_uring.pxi"
 
 
-cdef uint64_t now_ns() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
-
-
 @cython.final
 cdef class CompiledQueue:
     """One queue: its rings and the thread that serves it.
@@ -110,7 +75,7 @@ cdef class CompiledQueue:
         regions: guest memory, that of the rings included.
         event_idx, indirect: VIRTIO_F_EVENT_IDX and VIRTIO_F_INDIRECT_DESC were negotiated.
         last_available, used_index: where to go on.
-        kick, call: eventfds or pipes, non-blocking; -1 for none: without a kick the rings are polled.
+        kick, call: eventfds, pipes or sockets; -1 for none: without a kick the rings are polled.
         path: what compiled code may do: block requests, or packets; None: every chain goes to Python.
         log: (address, size in bytes, guest address of the used ring) of the dirty log.
         log_signal: eventfd that is signalled after marks, once a batch; -1 for none.
@@ -128,6 +93,8 @@ cdef class CompiledQueue:
     cdef BlockPath path
     cdef NetPath net
     cdef int call, kick, wake
+    cdef bint calls_socket
+    cdef volatile int signalling  # the descriptor that `run` is writing to, or -1
     cdef uint8_t *log
     cdef uint64_t log_size, log_used
     cdef int log_signal
@@ -170,7 +137,7 @@ cdef class CompiledQueue:
             raise ValueError(f"queue of {size}")
         if not descriptors or not available or not used or descriptors % 16 or available % 2 or used % 4:
             raise ValueError("ring addresses")
-        self.wake = -1
+        self.wake = self.signalling = -1
         self.size, self.mask = size, size - 1
         self.descriptors = <const Descriptor *>descriptors
         self.available = <uint16_t *>available
@@ -180,7 +147,8 @@ cdef class CompiledQueue:
         self.net = path if isinstance(path, NetPath) else None
         self.last_available, self.used_index, self.published = last_available, used_index, used_index
         self.top = last_available
-        self.kick, self.call, self.keep = kick, call, keep
+        self.keep = keep
+        self.set_wires(kick, call)
         self.poll_longest, self.poll_ns = poll_ns, min(poll_ns, POLL_SHORTEST)
         if log is not None:
             address, length, where = log
@@ -319,14 +287,32 @@ cdef class CompiledQueue:
         self.top = seen if <uint16_t>(seen - self.last_available) <= self.size else self.last_available
 
     def settle(self):
-        """After `run` has returned: make visible what was completed since."""
+        """After `run` has returned: make visible what was completed since.
+
+        Returns:
+            Whether the driver is to be interrupted, and whether the log was marked; both are the caller's to tell.
+        """
+        cdef bint wanted = False, marked
         self._collect_finished()
         if self.used_index != self.published and not self.broken:
-            self._publish()
+            wanted = self._show()
+        marked, self.marked = self.marked, False
+        return wanted, marked
 
     def set_wires(self, int kick, int call):
         """Other descriptors from now on. While `run` is not."""
         self.kick, self.call = kick, call
+        self.calls_socket = call >= 0 and stat.S_ISSOCK(os.fstat(call).st_mode)
+
+    def let_go(self):
+        """Have `run` go on if it waits for a peer that has filled an eventfd and cleared its O_NONBLOCK.
+
+        Returns:
+            The descriptor, which must be signalled once `run` has returned: the signals in it are gone. Else -1.
+        """
+        cdef int fd = self.signalling
+        cdef uint64_t count
+        return fd if fd >= 0 and take_signal(fd, &count, sizeof(count)) > 0 else -1
 
     cdef void _lock(self) noexcept nogil:
         while ring_exchange32(&self.lock, 1):
@@ -449,14 +435,27 @@ cdef class CompiledQueue:
         self._unlock()
 
     cdef void _publish(self) noexcept nogil:
-        """Let the driver see what was given back, and interrupt it if it asked for that (2.7.7)."""
-        cdef uint16_t old = self.published, new = self.used_index, index = self.published
+        """Let the driver see what was given back, and interrupt it if it asked for that."""
+        cdef bint wanted = self._show()
+        if self.log != NULL:
+            self._tell_marks()
+        if wanted and not (self.calls_socket and send_signal(self.call)):
+            self._signal(self.call)
+
+    cdef void _signal(self, int fd) noexcept nogil:
+        """Signal an eventfd or a pipe. An eventfd may make this wait, if its peer has seen to that: `let_go` helps."""
         cdef uint64_t one = 1
+        self.signalling = fd
+        write(fd, &one, 8)
+        self.signalling = -1
+
+    cdef bint _show(self) noexcept nogil:
+        """Let the driver see what was given back. True: it wants to be told (2.7.7)."""
+        cdef uint16_t old = self.published, new = self.used_index, index = self.published
         cdef bint wanted
         ring_store16(self.used + 2, new)
         if self.log != NULL:
             self._mark(self.log_used + 2, 2)
-            self._tell_marks()
         if self.inflight != NULL:
             while index != new:
                 ring_store8(&self.inflight_table[self.given[index & self.mask]].inflight, 0)
@@ -471,9 +470,9 @@ cdef class CompiledQueue:
             wanted = not ring_read16(self.available) & NO_INTERRUPT
         if not wanted or self.call < 0:
             self.suppressed += 1
-            return
-        write(self.call, &one, 8)
+            return False
         self.interrupts += 1
+        return True
 
     cdef void _mark(self, uint64_t address, uint64_t length) noexcept nogil:
         """Mark guest pages in the dirty log (vhost-user.rst, "Migration"), after they were written."""
@@ -485,9 +484,8 @@ cdef class CompiledQueue:
 
     cdef void _tell_marks(self) noexcept nogil:
         """SET_LOG_FD: "it may be used to inform the front-end that the log has been modified"."""
-        cdef uint64_t one = 1
         if self.marked and self.log_signal >= 0:
-            write(self.log_signal, &one, 8)
+            self._signal(self.log_signal)
         self.marked = False
 
 include "_chain.pxi"

@@ -1,5 +1,14 @@
 # io_uring by its system calls (linux/io_uring.h): one ring a queue, vectored reads and writes, no polling thread.
 
+cdef extern from "<sys/mman.h>" nogil:
+    int PROT_READ
+    int PROT_WRITE
+    int MAP_SHARED
+    int MAP_POPULATE
+    void *MAP_FAILED
+    void *mmap(void *address, size_t length, int protection, int flags, int fd, long offset)
+    int munmap(void *address, size_t length)
+
 cdef extern from "<linux/io_uring.h>" nogil:
     struct io_sqring_offsets:
         uint32_t head

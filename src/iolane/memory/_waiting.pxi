@@ -1,5 +1,16 @@
 # How a queue waits: asking the driver for kicks (virtio 1.3, 2.7.10), and sleeping.
 
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
+
+cdef uint64_t now_ns() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
+
 
 cdef void ask_for_kicks(CompiledQueue queue, bint wanted) noexcept nogil:
     cdef size_t place = 0
@@ -55,7 +66,7 @@ cdef void sleep(CompiledQueue queue) noexcept nogil:
     if entries[0].revents:
         read(queue.wake, drain, 8)
     if entries[1].revents & POLLIN:
-        read(queue.kick, drain, sizeof(drain))
+        take_signal(queue.kick, drain, sizeof(drain))
         queue.kicks += 1
     elif entries[1].revents:
         queue.kick = -1  # a pipe without a writer would be ready for ever

@@ -262,8 +262,9 @@ def test_what_is_completed_after_the_stop_is_settled(fd: int) -> None:
         rig.stop()
         rig.queue.complete(head, 1)
         assert rig.driver.collect() == []
-        rig.queue.settle()
+        assert rig.queue.settle() == (True, False), "interrupting is the caller's"
         assert rig.driver.collect()[0].head == head
+        assert rig.queue.settle() == (False, False)
 
 
 def test_adopted_chains(fd: int) -> None:
@@ -288,6 +289,7 @@ def test_a_chain_that_is_available_twice(fd: int) -> None:
         while len(rig.events) < 2:
             rig.wait_event()
         assert rig.events == [(CHAIN, head), (HEAD_IN_FLIGHT, head)]
+        rig.stop()
         assert rig.queue.broken
 
 
@@ -296,6 +298,7 @@ def test_more_available_than_there_can_be(fd: int) -> None:
         rig.heap.write(rig.driver.available + 2, (17).to_bytes(2, "little"))
         rig.driver._kick()
         assert rig.wait_event()[0] == BAD_INDEX
+        rig.stop()
         assert rig.queue.broken
 
 

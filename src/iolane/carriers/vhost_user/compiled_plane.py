@@ -57,7 +57,8 @@ class CompiledPlane(PythonPlane):
         if start.inflight is not None:
             inflight = start.inflight.address
             keep.append(start.inflight)
-        wires = Wires(_fd(vring.kick), _fd(vring.call_fd), log, log_signal, inflight, keep)
+        kick, call, signal = _fd(vring.kick), _fd(vring.call_fd), vring.signaller.signal
+        wires = Wires(kick, call, signal, log, log_signal, inflight, keep)
         return CompiledRing(self._virtio, queue, last, used, path, wires)
 
     def rewire(self, vring: Vring, change: Callable[[], None]) -> None:

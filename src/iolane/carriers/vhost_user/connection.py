@@ -24,6 +24,7 @@ from iolane.carriers.vhost_user.rings import VringCommands
 from iolane.carriers.vhost_user.session import Session
 from iolane.carriers.vhost_user.wire import Message, Reply, receive, send_reply
 from iolane.carriers.vhost_user.written_config import WrittenConfig
+from iolane.memory.signals import Signaller
 from iolane.model.virtio import VirtioDevice
 from iolane.model.virtio.queue import nobody
 
@@ -60,6 +61,7 @@ class Connection:
         device: what is served.
         plane: what serves its rings.
         written: what earlier front ends wrote of the configuration.
+        signaller: what signals the front end.
         on_negotiated: called when the front end has said that the device is its own.
     """
 
@@ -69,6 +71,7 @@ class Connection:
         device: VirtioDevice,
         plane: DataPlane,
         written: WrittenConfig,
+        signaller: Signaller,
         *,
         on_negotiated: Callable[[], object] = nobody,
     ) -> None:
@@ -80,7 +83,7 @@ class Connection:
         self._device = device
         self._stopped = False
         self._on_negotiated = on_negotiated
-        self._session = Session(device, self.statistics, plane, written)
+        self._session = Session(device, self.statistics, plane, written, signaller)
         self._states = DeviceStateCommands(self._session)
         self._table = self._make_table()
 

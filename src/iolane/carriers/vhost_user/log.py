@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 
 from iolane.carriers.vhost_user.protocol import LOG_PAGE
 from iolane.carriers.vhost_user.rejection import RefusedError, Rejection
 from iolane.errors import IolaneError
 from iolane.memory.atomic import set_bits
 from iolane.memory.mapping import Mapping
+from iolane.memory.signals import Signaller
 
 LARGEST_LOG = 1 << 40
 """Bytes; logs 32 PiB of memory."""
@@ -18,8 +18,9 @@ LARGEST_LOG = 1 << 40
 class LogSignal:
     """The eventfd that tells a front end of marks, if it gave one (SET_LOG_FD). It outlives each log."""
 
-    def __init__(self) -> None:
+    def __init__(self, signaller: Signaller) -> None:
         self.fd = -1
+        self._signaller = signaller
 
     def use(self, fd: int) -> None:
         """Signal this eventfd, ours from now on. No ring runs: compiled ones know the earlier one."""
@@ -29,8 +30,7 @@ class LogSignal:
     def tell(self) -> None:
         """The log was marked."""
         if self.fd >= 0:
-            with suppress(OSError):
-                os.eventfd_write(self.fd, 1)
+            self._signaller.signal(self.fd)
 
     def close(self) -> None:
         """Signal nothing any more."""

@@ -11,13 +11,13 @@ from typing import Protocol
 
 from iolane.carriers.vhost_user.ring import TracedRing
 from iolane.carriers.vhost_user.vring import Start, Vring
+from iolane.memory.signals import take
 from iolane.model.device import Device
 from iolane.model.virtio import Virtqueue
 from iolane.model.virtio.queue import make_split_ring
 
 POLL_MS = 1
 """How often a ring without a kick descriptor is looked at."""
-DRAIN = 4096
 
 
 class DataPlane(Protocol):
@@ -148,7 +148,7 @@ class PythonPlane:
             if vring is None:
                 return
             try:
-                os.read(fd, DRAIN)
+                take(fd)
             except BlockingIOError:
                 return
             except OSError:

@@ -12,6 +12,7 @@ from iolane.carriers.vhost_user.connection import Connection
 from iolane.carriers.vhost_user.plane import DataPlane
 from iolane.carriers.vhost_user.rejection import Statistics
 from iolane.carriers.vhost_user.written_config import WrittenConfig
+from iolane.memory.signals import Signaller
 from iolane.model.virtio import VirtioDevice
 from iolane.model.workers import Workers
 
@@ -46,6 +47,12 @@ class VhostUserServer(SocketServer[Connection, Statistics]):
         self.device = device
         self._plane = plane or chosen_plane()
         self._written = WrittenConfig()
+        self._signaller = Signaller()
+
+    def stop(self) -> None:
+        """See `SocketServer.stop`."""
+        super().stop()
+        self._signaller.close()
 
     def _no_counts(self) -> Statistics:
         return Statistics()
@@ -55,4 +62,6 @@ class VhostUserServer(SocketServer[Connection, Statistics]):
 
     def _connect(self, accepted: socket.socket) -> Connection:
         plane = self._plane(self.device)
-        return Connection(accepted, self.device, plane, self._written, on_negotiated=self._greet)
+        return Connection(
+            accepted, self.device, plane, self._written, self._signaller, on_negotiated=self._greet
+        )

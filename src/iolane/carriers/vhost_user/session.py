@@ -16,6 +16,7 @@ from iolane.carriers.vhost_user.rejection import RefusedError, Rejection, Statis
 from iolane.carriers.vhost_user.vring import Start, Vring
 from iolane.carriers.vhost_user.written_config import WrittenConfig
 from iolane.errors import IolaneError
+from iolane.memory.signals import Signaller
 from iolane.model.dma import DmaFault
 from iolane.model.virtio import Status, VirtioDevice
 from iolane.uapi.virtio import DeviceType
@@ -43,20 +44,25 @@ class Session:
     """Handled by the connection's thread alone; the device's lock is taken where the device is touched."""
 
     def __init__(
-        self, device: VirtioDevice, statistics: Statistics, plane: DataPlane, written: WrittenConfig
+        self,
+        device: VirtioDevice,
+        statistics: Statistics,
+        plane: DataPlane,
+        written: WrittenConfig,
+        signaller: Signaller,
     ) -> None:
         self.device = device
         self.statistics = statistics
         self.plane = plane
         self.written = written
         self.memory = MemoryTable(device.dma)
-        self.vrings = tuple(Vring(queue) for queue in device.queues)
+        self.vrings = tuple(Vring(queue, signaller) for queue in device.queues)
         self.backend_requests = BackendRequests(statistics)
         self.features = 0
         """Acknowledged, the carrier's own included."""
         self.protocol_features = 0
         self.log: SharedLog | None = None
-        self.log_signal = LogSignal()
+        self.log_signal = LogSignal(signaller)
         self.inflight: InflightArea | None = None
 
     # Features.

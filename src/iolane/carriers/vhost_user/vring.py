@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 
 from iolane.carriers.descriptors import SignalKind
 from iolane.carriers.vhost_user.inflight import InflightQueue
 from iolane.carriers.vhost_user.log import SharedLog
+from iolane.memory.signals import Signaller
 from iolane.model.virtio import Virtqueue
-
-ONE = (1).to_bytes(8, "little")
-"""What is written to an eventfd, and to a pipe that stands for one: "an 8-byte value"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +62,7 @@ class Vring:
 
     Attributes:
         queue: the device's side.
+        signaller: what signals the front end.
         size, base: set by the front end; 0 and 0 before.
         kick, call_fd, error_fd: descriptors of the front end's, or None. They are eventfds, pipes or
             sockets.
@@ -74,8 +72,9 @@ class Vring:
         broken: the driver broke the rules; it does not run again before it was stopped.
     """
 
-    def __init__(self, queue: Virtqueue) -> None:
+    def __init__(self, queue: Virtqueue, signaller: Signaller) -> None:
         self.queue = queue
+        self.signaller = signaller
         self.index = queue.index
         self.size = 0
         self.base = 0
@@ -115,12 +114,16 @@ class Vring:
 
     def call(self) -> None:
         """Interrupt the driver."""
-        signal(self.call_fd)
+        self._signal(self.call_fd)
 
     def broke(self) -> None:
         """The driver broke the rules (SET_VRING_ERR)."""
         self.broken = True
-        signal(self.error_fd)
+        self._signal(self.error_fd)
+
+    def _signal(self, fd: int | None) -> None:
+        if fd is not None:
+            self.signaller.signal(fd)
 
     def forget_kick(self) -> None:
         """Stopped: it does not start again before it has another kick descriptor."""
@@ -133,15 +136,6 @@ class Vring:
         self.forget_kick()
         self.set_call(None)
         self.set_error(None)
-
-
-def signal(fd: int | None) -> None:
-    """Signal an eventfd or a pipe. One that is full has been signalled; one whose reader is gone needs
-    none.
-    """
-    if fd is not None:
-        with suppress(OSError):
-            os.write(fd, ONE)
 
 
 def _close(fd: int | None) -> None:

@@ -10,7 +10,7 @@ the readable one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import NamedTuple
 
 from iolane.memory.ring import (
@@ -36,11 +36,16 @@ _EVENTS = {
 }
 
 
+PATIENCE = 0.05
+"""Seconds for which a ring's thread may end by itself; a peer that lets it wait gets no more."""
+
+
 class Wires(NamedTuple):
     """What the carrier gives a ring: descriptors that stay its own, and traces in shared memory.
 
     Attributes:
-        kick, call: eventfds or pipes; -1 for none.
+        kick, call: eventfds, pipes or sockets; -1 for none.
+        signal: signals a descriptor without waiting, whatever a peer does with it.
         log: (address, bytes, guest address of the used ring) of a dirty log.
         log_signal: eventfd that is signalled when the log was marked; -1 for none.
         inflight: address of the queue's part of an in-flight area, or 0.
@@ -49,6 +54,7 @@ class Wires(NamedTuple):
 
     kick: int
     call: int
+    signal: Callable[[int], None]
     log: tuple[int, int, int] | None = None
     log_signal: int = -1
     inflight: int = 0
@@ -81,6 +87,7 @@ class CompiledRing:
         self._thread: threading.Thread | None = None
         self._running = False
         self._counted = False
+        self._wires = wires
         regions = device.dma.host_regions()
         descriptors, available, used = (
             host_address(regions, start, length, write=write) for start, length, write in _areas(queue)
@@ -176,8 +183,12 @@ class CompiledRing:
             return
         self._engine.stop()
         changed = self._device.changed
+        owed = set[int]()
         while self._running and thread is not threading.current_thread():
-            changed.wait()
+            if not changed.wait(PATIENCE):
+                owed.add(self._engine.let_go())
+        for fd in owed - {-1}:
+            self._wires.signal(fd)
 
     def resume(self) -> None:
         """Go on after `pause`."""
@@ -188,10 +199,18 @@ class CompiledRing:
         """No task holds a chain any more: show the driver what was given back since the thread ended."""
         self.pause()
         self._thread = None
-        self._engine.settle()
+        self._settle()
         if not self._counted:
             self._counted = True
             self._hand_over_counts()
+
+    def _settle(self) -> None:
+        """Show the driver what was given back while the thread does not run."""
+        interrupt, marked = self._engine.settle()
+        if marked and self._wires.log_signal >= 0:
+            self._wires.signal(self._wires.log_signal)
+        if interrupt:
+            self._wires.signal(self._wires.call)
 
     def _hand_over_counts(self) -> None:
         """The queue outlives this ring, and so do its counts."""
@@ -205,6 +224,7 @@ class CompiledRing:
 
     def rewire(self, kick: int, call: int) -> None:
         """Use other descriptors from now on. While paused."""
+        self._wires = self._wires._replace(kick=kick, call=call)
         self._engine.set_wires(kick, call)
 
     def give_up(self) -> None:
@@ -222,7 +242,7 @@ class CompiledRing:
     def used_index(self) -> int:
         """Index of the next used element. While paused all that was given back is in the used ring."""
         if not self._running:
-            self._engine.settle()
+            self._settle()
         return self._engine.used_index
 
     def pop(self, in_flight: Container[int] = ()) -> Chain | None:

@@ -14,6 +14,7 @@ from iolane.carriers.vhost_user.log import LogSignal, SharedLog
 from iolane.carriers.vhost_user.protocol import LOG, Request
 from iolane.carriers.vhost_user.rejection import RefusedError
 from iolane.memory.atomic import set_bits
+from iolane.memory.signals import Signaller
 from tests.unit.carriers.vhost_user.sample import ECHO, Driver, RawFront, open_fds
 
 AddDriver = Callable[..., Driver]
@@ -167,7 +168,7 @@ def test_a_log_without_a_descriptor(raw: RawFront) -> None:
 def test_bits_of_others_are_not_lost() -> None:
     """Two threads set the even and the odd bits of the same bytes."""
     log = Log(size=1 << 12)
-    shared = SharedLog(log.fd, log.size, 0, LogSignal())
+    shared = SharedLog(log.fd, log.size, 0, LogSignal(Signaller()))
 
     def mark(first: int) -> None:
         for page in range(first, 8 * log.size, 2):
@@ -204,7 +205,7 @@ def test_bits_outside_are_left_out() -> None:
 
 
 def test_marks_of_a_log(log: Log) -> None:
-    shared = SharedLog(log.fd, log.size, 0, LogSignal())
+    shared = SharedLog(log.fd, log.size, 0, LogSignal(Signaller()))
     shared.mark(0x1FFF, 2)
     shared.mark(0x5000, 0)
     shared.mark(0x7000, 0x1000)
@@ -217,5 +218,5 @@ def test_marks_of_a_log(log: Log) -> None:
 
 def test_a_log_in_no_file() -> None:
     with pytest.raises(RefusedError), open(os.devnull) as null:
-        SharedLog(null.fileno(), 4096, 0, LogSignal())
+        SharedLog(null.fileno(), 4096, 0, LogSignal(Signaller()))
     assert Rejection.LOG_SIZE.error == errno.EINVAL

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from iolane.devices.virtio.net import BareNet
 from iolane.devices.virtio.net.features import NetFeature
+from iolane.memory.signals import Signaller
 from iolane.model.virtio import Feature, Status, Virtqueue
 from iolane.model.virtio.compiled_ring import CompiledRing, Wires
 from iolane.model.virtio.features import BASE_FEATURES, mask
@@ -81,7 +82,9 @@ class Plane:
         path = self.device.compiled_path(queue)
         if not self.compiled:
             return split_ring(queue, last, used)
-        return CompiledRing(self.device, queue, last, used, path, Wires(self.kicks[queue.index], -1))
+        return CompiledRing(
+            self.device, queue, last, used, path, Wires(self.kicks[queue.index], -1, Signaller().signal)
+        )
 
     def start(self, index: int, base: int = 0, in_flight: tuple[int, ...] = ()) -> None:
         driver = self.drivers[index]

@@ -13,6 +13,7 @@ import pytest
 
 from iolane.devices.virtio.block import Block
 from iolane.devices.virtio.block.features import BlockFeature
+from iolane.memory.signals import Signaller
 from iolane.model.virtio import Feature, RingRejection, Status, Virtqueue
 from iolane.model.virtio.compiled_ring import CompiledRing, UnreachableRing, Wires
 from iolane.model.virtio.features import BASE_FEATURES, mask
@@ -49,7 +50,11 @@ class Disk:
 
     def _make(self, queue: Virtqueue, last: int, used: int | None) -> CompiledRing:
         path = self.device.compiled_path(queue)
-        self.rings.append(CompiledRing(self.device, queue, last, used, path, Wires(self.kick, self.call)))
+        self.rings.append(
+            CompiledRing(
+                self.device, queue, last, used, path, Wires(self.kick, self.call, Signaller().signal)
+            )
+        )
         return self.rings[-1]
 
     def start(self, base: int = 0) -> None:
