@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iolane.cli.output import Json, print_json, print_table, progress
+from iolane.cli.bench_options import Check, Milliseconds, Quiet, Rounds, Write, reporter
+from iolane.cli.output import Json, print_json, print_table
 
 if TYPE_CHECKING:
     from iolane.bench.lanes import LanesResult
 
 
 def lanes(
-    rounds: Annotated[
-        int, typer.Option("--rounds", min=1, metavar="N", help="How often each load is measured.")
-    ] = 3,
-    milliseconds: Annotated[
-        int, typer.Option("--milliseconds", min=100, metavar="MS", help="How long one measurement takes.")
-    ] = 3000,
+    rounds: Rounds = 3,
+    milliseconds: Milliseconds = 3000,
     disk: Annotated[
         list[str] | None,
         typer.Option(
@@ -29,21 +25,16 @@ def lanes(
             "By default all of them.",
         ),
     ] = None,
-    write: Annotated[
-        Path | None,
-        typer.Option("--write", metavar="FILE", help="Put the result into this document, with a picture."),
-    ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Exit with 1 when the mediator costs what it should not.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing about progress.")] = False,
+    write: Write = None,
+    check: Check = False,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> int:
     """Measure one disk in every lane of one guest: traps, interrupts, host CPU, rate and latency.
 
     Emulated NVMe and virtio by iolane, the same by QEMU, and NVMe passed through, direct and with iolane in
     between. It all runs in the lab, whose processor is emulated: ratios and counts carry over, times do not.
-    Takes some ten minutes.
+    Takes some ten minutes. A document gets a picture, too; the target is what the mediator may cost.
 
     \b
     Examples:
@@ -53,8 +44,9 @@ def lanes(
     """
     from iolane.bench.lanes import run_lanes_bench, write_numbers
 
-    report = (lambda line: None) if quiet else progress
-    result = run_lanes_bench(rounds=rounds, milliseconds=milliseconds, disks=disk or [], report=report)
+    result = run_lanes_bench(
+        rounds=rounds, milliseconds=milliseconds, disks=disk or [], report=reporter(quiet)
+    )
     if write is not None:
         write_numbers(result, write)
     if json:

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from iolane.cli.output import Json, print_json, print_table, progress
+from iolane.cli.bench_options import Milliseconds, Quiet, Rounds, Write, reporter
+from iolane.cli.output import Json, print_json, print_table
 
 if TYPE_CHECKING:
     from iolane.bench.net import NetBenchResult
 
 
 def net(
-    rounds: Annotated[
-        int, typer.Option("--rounds", min=1, metavar="N", help="How often each case is measured.")
-    ] = 5,
-    milliseconds: Annotated[
-        int, typer.Option("--milliseconds", min=10, metavar="MS", help="How long one measurement takes.")
-    ] = 1000,
-    write: Annotated[
-        Path | None, typer.Option("--write", metavar="FILE", help="Put the result into this document.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing about progress.")] = False,
+    rounds: Rounds = 5,
+    milliseconds: Milliseconds = 1000,
+    write: Write = None,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> int:
     """Measure packets of 64 and 1500 bytes by vhost-user beside DPDK's testpmd.
@@ -39,8 +31,7 @@ def net(
     """
     from iolane.bench.net import run_net_bench, write_numbers
 
-    report = (lambda line: None) if quiet else progress
-    result = run_net_bench(rounds=rounds, milliseconds=milliseconds, report=report)
+    result = run_net_bench(rounds=rounds, milliseconds=milliseconds, report=reporter(quiet))
     if write is not None:
         write_numbers(result, write)
     if json:
