@@ -3,7 +3,8 @@
  * Usage: net_client SOCKET send|receive|echo BYTES DEPTH MILLISECONDS CPU
  * One thread on processor CPU, which polls, as DPDK's front end does: it asks for no interrupts, and kicks when it is asked to.
  * send: DEPTH packets of BYTES are in the transmit queue; receive: DEPTH buffers are in the receive queue; echo:
- * DEPTH packets are under way, and come back as they were sent or are counted as lost.
+ * DEPTH packets are under way, and come back as they were sent. In the end all that are late are waited for; only those
+ * that do not come then, either, are lost.
  * Prints: PACKETS WALL_NS P50_NS P99_NS TOTAL LOST. TOTAL also has those of the warm-up, a fifth of the time. The
  * percentiles are of an echo's way there and back, else 0.
  */
@@ -20,7 +21,8 @@
 #define NO_INTERRUPT 1
 #define NO_NOTIFY 1
 #define SAMPLES (1 << 20)
-#define STALLED 200000000ULL /* an echo is lost that did not come for so long */
+#define STALLED 200000000ULL /* without an echo: others are sent beside those that are late */
+#define HANGS 10000000000ULL /* without an echo: the rest does not come any more */
 #define ETHERNET 14
 #define LEFT 4096 /* packets at most that an earlier front end left with the back end */
 
@@ -147,14 +149,16 @@ static void run_receive(uint32_t depth)
     }
 }
 
-/* Whether a packet that came is one of ours. */
-static int echoed(const unsigned char *frame, uint64_t time, uint64_t number)
+static uint64_t sent, came, late, late_before; /* packets sent, and come; of those before one, so many are late */
+
+/* The number of a packet that came, if it is one of ours, else UINT64_MAX. */
+static uint64_t echoed(const unsigned char *frame, uint64_t time)
 {
     struct stamp stamp;
     memcpy(&stamp, frame + ETHERNET, sizeof stamp);
     if (stamp.mark != mark && left++ < LEFT)
-        return 0;
-    if (stamp.mark != mark || stamp.number >= number || stamp.sent > time)
+        return UINT64_MAX;
+    if (stamp.mark != mark || stamp.number >= sent || stamp.sent > time)
         wrong("the content of a packet", stamp.number);
     for (uint32_t at = ETHERNET + sizeof stamp; at < bytes; at += 64)
         if (frame[at] != (unsigned char)at)
@@ -162,27 +166,43 @@ static int echoed(const unsigned char *frame, uint64_t time, uint64_t number)
     if (time >= warm_until && time < until)
         samples[packets % SAMPLES] = time - stamp.sent;
     count(time);
-    return 1;
+    return stamp.number;
+}
+
+/* Take what came. Returns whether that was anything. */
+static int take_echoes(uint64_t time)
+{
+    uint64_t before = came;
+    for (const struct used_element *element; (element = collect(&receiver));) {
+        uint64_t which = echoed(received(element), time);
+        came += which != UINT64_MAX;
+        late -= late && which < late_before;
+    }
+    give_buffers(SIZE);
+    while (collect(&transmitter))
+        ;
+    return came != before;
 }
 
 static void run_echo(uint32_t depth)
 {
-    uint64_t number = 0, came = 0, last = now();
-    for (uint64_t time = now(); time < until; time = now()) {
-        for (const struct used_element *element; (element = collect(&receiver)); last = time)
-            came += echoed(received(element), time, number);
-        give_buffers(SIZE);
-        while (collect(&transmitter))
-            ;
+    uint64_t last = now(), time;
+    while ((time = now()) < until) {
+        if (take_echoes(time))
+            last = time;
         if (time - last > STALLED)
-            lost += number - came - lost, last = time;
-        while (number - came - lost < depth && transmitter.free) {
-            struct stamp stamp = {mark, time, number++};
+            late = sent - came, late_before = sent, last = time;
+        while (sent - came - late < depth && transmitter.free) {
+            struct stamp stamp = {mark, time, sent++};
             uint16_t head = offer(&transmitter);
             memcpy(transmitter.buffers + (uint64_t)head * BUFFER + HEADER + ETHERNET, &stamp, sizeof stamp);
         }
         submit(&transmitter);
     }
+    for (last = time; came < sent && time - last < HANGS; time = now())
+        if (take_echoes(time))
+            last = time;
+    lost = sent - came;
 }
 
 static int compare(const void *a, const void *b)
