@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from iolane.bench.lanes import run_lanes_bench
+from iolane.bench.lanes import run_lanes_bench, wrong
 from iolane.bench.lanes_in_lab import LOADS
 from iolane.lab.demo import run_lab_demo
 from iolane.lab.demo_in_lab import Check, LaneSeen
@@ -41,10 +41,10 @@ def test_demo() -> None:
 
 
 def test_a_mediator_that_traces_nothing_costs_nothing() -> None:
-    """With tracing off, traps equal those of direct passthrough, and throughput is at least 0.9 of it."""
+    """With tracing off, traps equal those of direct passthrough. The rate is for `bench lanes --check`."""
     result = run_lanes_bench(rounds=3, milliseconds=1500, disks=["direct", "mediated"], report=tell)
     direct, mediated = result.disks
     assert direct.checksum == mediated.checksum
     for load in LOADS:
         print(load.name, direct.load(load.name), mediated.load(load.name))
-    assert result.missed == []
+    assert wrong(result.disks) == []

@@ -183,23 +183,35 @@ def medians(name: str, rounds: list[Measured]) -> LoadResult:
 
 
 def missed(disks: Sequence[DiskResult]) -> list[str]:
-    """What does not hold: contents, and what a mediator that traces nothing may cost."""
-    found = [f"{each.id}: {each.wrong} blocks hold what was not written" for each in disks if each.wrong]
-    if len({each.checksum for each in disks}) > 1:
-        found.append("the guest does not read the same from all disks")
-    ways = {each.way: each for each in disks}
-    direct, mediated = ways.get(Way.DIRECT), ways.get(Way.MEDIATED)
-    if direct is not None and mediated is not None:
+    """What does not hold: what is `wrong`, and the rate that a mediator may cost when it traces nothing."""
+    found = wrong(disks)
+    if (pair := _direct_and_mediated(disks)) is not None:
+        direct, mediated = pair
         share = statistics.geometric_mean(
             mediated.load(load.name).rate / direct.load(load.name).rate for load in LOADS
         )
         if share < WORTH:
             found.append(f"mediated: {share:.2f} of the rate of direct, over all loads")
+    return found
+
+
+def wrong(disks: Sequence[DiskResult]) -> list[str]:
+    """What does not hold on a machine of any speed: contents, and traps of a mediator that traces nothing."""
+    found = [f"{each.id}: {each.wrong} blocks hold what was not written" for each in disks if each.wrong]
+    if len({each.checksum for each in disks}) > 1:
+        found.append("the guest does not read the same from all disks")
+    if (pair := _direct_and_mediated(disks)) is not None:
         for load in LOADS:
-            plain, between = direct.load(load.name), mediated.load(load.name)
+            plain, between = (each.load(load.name) for each in pair)
             if between.to_user > plain.to_user + SAME or (between.traps or 0) > SAME:
                 found.append(f"mediated, {load.name}: more traps than direct")
     return found
+
+
+def _direct_and_mediated(disks: Sequence[DiskResult]) -> tuple[DiskResult, DiskResult] | None:
+    ways = {each.way: each for each in disks}
+    direct, mediated = ways.get(Way.DIRECT), ways.get(Way.MEDIATED)
+    return None if direct is None or mediated is None else (direct, mediated)
 
 
 COLUMNS = ("disk", "lane", "carrier", "rate", "p50", "p99", "host CPU")

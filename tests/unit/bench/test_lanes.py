@@ -19,6 +19,7 @@ from iolane.bench.lanes import (
     rows,
     to_markdown,
     write_numbers,
+    wrong,
 )
 from iolane.bench.lanes_in_lab import LOADS, Measured
 from iolane.bench.native import build
@@ -102,9 +103,11 @@ def test_contents_that_differ() -> None:
 )
 def test_a_mediator_that_costs(values: dict[str, float], words: str, times: int) -> None:
     """The issue: with tracing off traps equal direct passthrough and throughput is at least 0.9 of it."""
-    found = missed([result(disk("direct")), result(disk("mediated"), {"traps": 0.0} | values)])
+    disks = [result(disk("direct")), result(disk("mediated"), {"traps": 0.0} | values)]
+    found = missed(disks)
     assert len(found) == times
     assert words in found[0]
+    assert wrong(disks) == ([] if "rate" in values else found)
 
 
 def test_the_table_has_ratios_to_direct_passthrough(tmp_path: Path) -> None:
