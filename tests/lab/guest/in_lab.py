@@ -48,6 +48,8 @@ def main(nvme: PcieId, igb: PcieId, port: int) -> None:
     subprocess.run(["ifconfig", interface.name, "up"], check=True)
     say("before", nvme=driver(nvme), igb=driver(igb))
     with ExitStack() as stack:
+        # Up, it would carry a default route, and other tests find the lab as this one did.
+        stack.callback(subprocess.run, ["ifconfig", interface.name, "down"], check=True)
         (function,) = make_virtual_functions(igb, 1, macs=[MAC], owned=True)
         stack.callback(release, [igb])
         stack.enter_context(Taking([nvme, function]))
