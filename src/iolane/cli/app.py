@@ -8,13 +8,16 @@ import typer
 
 from iolane._version import __version__
 from iolane.cli import (
+    attach,
     bench,
     console,
     demo,
+    detach,
     devices,
     doctor,
     host,
     lab,
+    libvirt_hook,
     migrate,
     pause,
     plug,
@@ -78,6 +81,9 @@ app.command("devices")(devices.devices)
 app.command("trace")(trace.trace)
 app.command("replay")(replay.replay)
 app.command("reset")(reset.reset)
+app.command("attach")(attach.attach)
+app.command("detach")(detach.detach)
+app.command("libvirt-hook")(libvirt_hook.libvirt_hook)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
 app.add_typer(host.app, name="host")

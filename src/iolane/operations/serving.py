@@ -220,12 +220,12 @@ class DeviceServers:
         name = specification.id or ""
         socket = self._socket or self._folder / f"{name}.sock"
         if specification.socket is not None:
-            return Endpoint(name, _check_served(specification), _kind(specification))
+            return Endpoint(name, _check_served(specification), virtio_kind(specification))
         with ExitStack() as stack:
             if specification.own_process:
                 process = DeviceProcess(specification, name, check_socket_path(socket))
                 stack.callback(process.stop)
-                endpoint = Endpoint(name, socket, _kind(specification), process=process)
+                endpoint = Endpoint(name, socket, virtio_kind(specification), process=process)
             else:
                 if self._workers is None:
                     self._workers = self._stack.enter_context(Workers(name="device"))
@@ -281,7 +281,7 @@ def _carried(specification: DeviceSpecification, carrier: Carrier | None) -> Dev
     return msgspec.structs.replace(specification, carrier=carrier)
 
 
-def _kind(specification: DeviceSpecification) -> VirtioKind | None:
+def virtio_kind(specification: DeviceSpecification) -> VirtioKind | None:
     """What a front end is told, by what the user wrote: the device is in another process."""
     if carrier_of(specification) is not Carrier.VHOST_USER:
         return None

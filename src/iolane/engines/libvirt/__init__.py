@@ -1,0 +1,1 @@
+"""The engine `libvirt`: domains that libvirt manages, with devices that iolane serves."""

@@ -1,0 +1,1 @@
+"""iolane's devices in domains that libvirt manages: attached, detached, moved along."""
