@@ -25,6 +25,14 @@ def receive(
         list[str] | None,
         typer.Option("--device", metavar="ID=DEVICE", help="What a device of it is here; may be repeated."),
     ] = None,
+    passed: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pass",
+            metavar="ADDRESS,id=NAME",
+            help="A function for one that the machine leaves behind; may be repeated.",
+        ),
+    ] = None,
     kernel: Annotated[
         Path | None, typer.Option("--kernel", metavar="FILE", help="For a guest with a kernel of its own.")
     ] = None,
@@ -56,6 +64,7 @@ def receive(
       iolane receive unix:/run/there.sock --name web2
       iolane receive tcp:0.0.0.0:4444 --tls /etc/pki/iolane --folder /srv/images
       iolane receive tcp:0.0.0.0:4444 --tls /etc/pki/iolane --device disk=block,image=/srv/a.raw
+      iolane receive unix:/run/there.sock --pass 03:10.2,id=nic
     """
     from iolane.operations.receive import ReceiveRequest
     from iolane.operations.receive import receive as take
@@ -68,6 +77,7 @@ def receive(
         initrd=initrd,
         folders=folder or [],
         tls=tls,
+        passed=passed or [],
     )
 
     def waiting(place: Place) -> None:

@@ -10,10 +10,11 @@ from iolane.devices.specification import IDENTIFIER
 from iolane.engines.qemu.credentials import TlsCredentials
 from iolane.errors import IolaneError
 from iolane.operations.machine import Machine
-from iolane.operations.migration.arriving import ArrivingGuest, GuestMaker, nothing_beside
+from iolane.operations.migration.arriving import ArrivingGuest, GuestMaker
 from iolane.operations.migration.preflight import Welcome
 from iolane.operations.migration.receiver import Receiver
 from iolane.operations.migration.uri import Place, parse_place
+from iolane.operations.passthrough import parse_pass
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class ReceiveRequest:
     folders: Sequence[Path] = field(default_factory=tuple)
     """Where the source may name files; over a unix socket, anywhere."""
     tls: Path | None = None
+    passed: Sequence[str] = ()
+    """ADDRESS,id=NAME[,key=value...]: a function for each that the machine leaves behind."""
 
 
 def welcome(request: ReceiveRequest, place: Place) -> Welcome:
@@ -43,6 +46,7 @@ def welcome(request: ReceiveRequest, place: Place) -> Welcome:
         kernel=request.kernel,
         initrd=request.initrd,
         folders=None if anywhere else request.folders,
+        functions={each.id: each for each in map(parse_pass, request.passed)},
     )
 
 
@@ -71,7 +75,7 @@ def receive(
         arrived: called when a machine runs here.
     """
     place = parse_place(request.uri)
-    maker = GuestMaker(welcome(request, place), bring=nothing_beside, tell=tell)
+    maker = GuestMaker(welcome(request, place), tell=tell)
     credentials = None if request.tls is None else TlsCredentials(request.tls)
     if credentials is None and place.path is None:
         tell("without --tls nothing is encrypted, and whoever reaches the port may send a machine")

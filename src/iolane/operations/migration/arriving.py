@@ -15,20 +15,20 @@ from iolane.errors import IolaneError
 from iolane.operations.machine.description import MachineDescription
 from iolane.operations.machine.engine import choose_engine
 from iolane.operations.machine.machine import Machine
+from iolane.operations.migration.beside import bring
 from iolane.operations.migration.moved_device import Departed
 from iolane.operations.migration.offer import Finding, Offer
 from iolane.operations.migration.preflight import Welcome, description_of, findings
-
-Bring = Callable[[Machine, Sequence[Departed]], list[str]]
-"""Puts in what came beside a machine, which runs; returns what went wrong."""
+from iolane.operations.migration.running_machine import RunningMachine
 
 
 class ArrivingGuest:
     """One machine, started and standing still."""
 
-    def __init__(self, machine: Machine, bring: Bring) -> None:
+    def __init__(self, machine: Machine, offer: Offer, welcome: Welcome) -> None:
         self.machine = machine
-        self._bring = bring
+        self._offer = offer
+        self._welcome = welcome
 
     def incoming(self, settings: MigrationSettings, on_end: Callable[[bool], object]) -> IncomingMigration:
         """QEMU's side."""
@@ -66,7 +66,7 @@ class ArrivingGuest:
 
     def bring(self, departed: Sequence[Departed]) -> list[str]:
         """Put in what came beside it."""
-        return self._bring(self.machine, departed) if departed else []
+        return bring(RunningMachine(self.machine), departed, self._offer.later, self._welcome)
 
     def destroy(self) -> None:
         """End it and give back all it held."""
@@ -78,7 +78,6 @@ class GuestMaker:
 
     Args:
         welcome: what the operator says.
-        bring: puts in what comes beside a machine.
         cache: where QEMU and kernels are kept.
         tell: gets a line about each step that takes a while.
     """
@@ -87,12 +86,10 @@ class GuestMaker:
         self,
         welcome: Welcome,
         *,
-        bring: Bring,
         cache: Cache | None = None,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._welcome = welcome
-        self._bring = bring
         self._cache = cache or Cache(report=tell)
         self._tell = tell
 
@@ -106,8 +103,6 @@ class GuestMaker:
             MachineName(name).close()
         except IolaneError:
             problems.append(Finding(f"a machine '{name}' runs here", "iolane receive --name NAME"))
-        if offer.later and self._bring is nothing_beside:
-            problems.append(Finding(f"{', '.join(offer.later)} can't come beside it"))
         return problems, notes
 
     def make(self, offer: Offer) -> ArrivingGuest:
@@ -116,12 +111,7 @@ class GuestMaker:
         machine = Machine(description, report=self._tell, cache=self._cache, incoming=True)
         machine.start()
         machine.hold("its guest comes from elsewhere", MachineState.INCOMING)
-        return ArrivingGuest(machine, self._bring)
+        return ArrivingGuest(machine, offer, self._welcome)
 
     def _name(self, offer: Offer) -> str:
         return self._welcome.name or offer.name
-
-
-def nothing_beside(machine: Machine, departed: Sequence[Departed]) -> list[str]:
-    """Where nobody knows how to put in what comes beside a machine."""
-    raise IolaneError(f"{', '.join(each.name for each in departed)} did not come along")

@@ -22,7 +22,14 @@ from iolane.operations.machine.description import is_file, is_path
 from iolane.operations.machine.devices import EMULATED, PASSTHROUGH, Held
 from iolane.operations.machine.machine import Machine
 from iolane.operations.migration.images import offered_image
-from iolane.operations.migration.offer import Finding, Offer, OfferedDevice, OfferedImage, OfferedKernel
+from iolane.operations.migration.offer import (
+    Finding,
+    LaterDevice,
+    Offer,
+    OfferedDevice,
+    OfferedImage,
+    OfferedKernel,
+)
 from iolane.operations.migration.preflight import IMAGE, file_digest, host_cpu_flags
 
 WHY = {
@@ -30,7 +37,7 @@ WHY = {
     EMULATED: "QEMU would lose its state",
 }
 WAY_OUT = {
-    PASSTHROUGH: "unplug it first, or give it a stand-in: --failover",
+    PASSTHROUGH: "--replug leaves it behind, where it has a stand-in in the guest",
     EMULATED: "--replug unplugs it, and plugs it in there with its state",
 }
 
@@ -79,7 +86,7 @@ class LeavingGuest:
             kernel=self._kernel(),
             boot=description.boot,
             devices=[self._device(held, ports.get(held.device.id)) for held in movable],
-            later=sorted(self._beside),
+            later=[self._later(held) for held in machine.devices.held if held.device.id in self._beside],
         )
 
     def outgoing(self, settings: MigrationSettings, on_end: Callable[[bool], object]) -> OutgoingMigration:
@@ -116,11 +123,16 @@ class LeavingGuest:
         device = held.device
         return OfferedDevice(
             id=device.id,
-            text=msgspec.structs.replace(wanted, id=device.id).whole_text(),
+            text=anchored_text(held),
             port=port,
             mac=device.mac if isinstance(device, VhostUserDevice) else None,
             image=self._image(device.id, wanted.options),
         )
+
+    def _later(self, held: Held) -> LaterDevice:
+        if held.lane == PASSTHROUGH:
+            return LaterDevice(id=held.device.id)
+        return LaterDevice(id=held.device.id, text=anchored_text(held))
 
     def _image(self, identity: str, options: dict[str, list[str]]) -> OfferedImage | None:
         served = self._machine.devices.served(identity)
@@ -148,6 +160,12 @@ class LeavingGuest:
             modules=[module for module in description.modules if not is_file(module)],
             built=sum(is_file(module) for module in description.modules),
         )
+
+
+def anchored_text(held: Held) -> str:
+    """What makes a device anew, from any folder."""
+    wanted = anchored(parse(held.description.text), None)
+    return msgspec.structs.replace(wanted, id=held.device.id).whole_text()
 
 
 def _stays(held: Held) -> Finding | None:

@@ -33,8 +33,6 @@ class Departed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Its id in the machine."""
     port: str | None = None
     """The root port that it was behind, and will be."""
-    device: str | None = None
-    """What the user wrote for it; None for a physical function, of which the other side has its own."""
     state: bytes | None = None
     """What it was when it left (`PciDevice.bring_back`)."""
     mac: str | None = None

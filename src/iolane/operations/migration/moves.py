@@ -15,6 +15,7 @@ from iolane.operations.migration.leaving import LeavingGuest
 from iolane.operations.migration.move import Move, Moved
 from iolane.operations.migration.moved_device import MovedDevices
 from iolane.operations.migration.source import SourcePhase
+from iolane.operations.migration.staying import staying
 from iolane.operations.migration.uri import parse_place
 
 TELLING = 5.0
@@ -162,8 +163,3 @@ class Moves:
             self._busy = False
             if self._move is not None and self._move.phase is not SourcePhase.IN_DOUBT:
                 self._move = None
-
-
-def staying(machine: Machine) -> MovedDevices:
-    """The devices of a machine that its engine does not move, with how they leave it."""
-    raise IolaneError("nothing is unplugged for a move yet", remedy="unplug it first")

@@ -50,6 +50,16 @@ class OfferedDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     image: OfferedImage | None = None
 
 
+class LaterDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A device that is taken out before the machine moves, and put in again when it is there."""
+
+    id: Name
+    text: Text | None = None
+    """As its user wrote it, with absolute paths; None: a physical function, of which the other side has its
+    own.
+    """
+
+
 class OfferedKernel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the guest boots when it is reset."""
 
@@ -85,5 +95,5 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """None: the system on `boot`."""
     boot: Name | None = None
     devices: Annotated[list[OfferedDevice], msgspec.Meta(max_length=DEVICES)] = []
-    later: Annotated[list[Name], msgspec.Meta(max_length=DEVICES)] = []
+    later: Annotated[list[LaterDevice], msgspec.Meta(max_length=DEVICES)] = []
     """Devices that do not move with the machine, and come back when it is there."""

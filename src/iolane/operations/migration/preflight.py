@@ -20,8 +20,10 @@ from iolane.engines.qemu.command_line import Accelerator
 from iolane.engines.qemu.kernel import Flavour
 from iolane.errors import IolaneError
 from iolane.operations.machine.description import DeviceDescription, MachineDescription
+from iolane.operations.migration.failover import GivenFunctions
 from iolane.operations.migration.images import image_findings
-from iolane.operations.migration.offer import Finding, Offer, OfferedDevice
+from iolane.operations.migration.offer import Finding, LaterDevice, Offer, OfferedDevice
+from iolane.operations.passthrough import PassRequest
 
 IMAGE, MAC, NET = "image", "mac", "net"
 PREFIXES = ("unix:", "listen:")
@@ -41,6 +43,8 @@ class Welcome:
     initrd: Path | None = None
     folders: Sequence[Path] | None = ()
     """Where the source may name files; None: anywhere that this user may."""
+    functions: Mapping[str, PassRequest] = field(default_factory=dict)
+    """Id of a function that a machine leaves behind -> the one that takes its place."""
 
 
 def findings(
@@ -52,9 +56,7 @@ def findings(
         engine: the version of QEMU here.
         accelerators: how guests can run here.
     """
-    unknown = [
-        f"--device {identity}: the machine has no such device" for identity in _unknown(offer, welcome)
-    ]
+    unknown = [f"{option}: the machine has no such device" for option in _unknown(offer, welcome)]
     problems = [
         *_engine(offer, engine, accelerators),
         *_memory(offer),
@@ -63,6 +65,8 @@ def findings(
     ]
     for device in offer.devices:
         problems += _device(device, welcome)
+    for later in offer.later:
+        problems += _later(later, welcome)
     return problems, _notes(offer, welcome)
 
 
@@ -100,7 +104,11 @@ def _wanted(device: OfferedDevice, welcome: Welcome) -> DeviceSpecification:
 
 
 def _unknown(offer: Offer, welcome: Welcome) -> list[str]:
-    return sorted(set(welcome.devices) - {device.id for device in offer.devices} - set(offer.later))
+    known = {device.id for device in offer.devices} | {device.id for device in offer.later}
+    return [
+        *(f"--device {identity}" for identity in sorted(set(welcome.devices) - known)),
+        *(f"--pass ...,id={identity}" for identity in sorted(set(welcome.functions) - known)),
+    ]
 
 
 def _engine(offer: Offer, engine: str, accelerators: Collection[str]) -> list[Finding]:
@@ -157,30 +165,70 @@ def _kernel(offer: Offer, welcome: Welcome) -> list[Finding]:
 
 
 def _device(device: OfferedDevice, welcome: Welcome) -> list[Finding]:
-    own = device.id in welcome.devices
-    remedy = f"--device {device.id}=... says what it is here"
+    """A device that moves with the machine."""
     try:
         wanted = _wanted(device, welcome)
-        if not own and (":" in wanted.name or "/" in wanted.name):
-            return [Finding(f"device {device.id} is code of the source's: '{wanted.name[:80]}'", remedy)]
-        if carrier_of(wanted) is not Carrier.VHOST_USER:
-            return [
-                Finding(f"device {device.id} is not carried by vhost-user: QEMU would lose its state", remedy)
-            ]
-        if wanted.socket is None:
-            resolve(wanted.name)
     except IolaneError as error:
         return [Finding(f"device {device.id}: {error.message}", error.remedy)]
-    if not own and (closed := _closed(wanted, welcome)):
+    if problems := _made_here(device.id, wanted, welcome):
+        return problems
+    if carrier_of(wanted) is not Carrier.VHOST_USER:
         return [
             Finding(
-                f"device {device.id}: the source may name no files at {closed[0][:200]}",
-                f"--folder FOLDER opens one; {remedy}",
+                f"device {device.id} is not carried by vhost-user: QEMU would lose its state",
+                _says(device.id),
             )
         ]
     image = wanted.options.get(IMAGE)
     if device.image is not None and image:
         return image_findings(device.id, Path(image[-1]), device.image)
+    return []
+
+
+def _later(device: LaterDevice, welcome: Welcome) -> list[Finding]:
+    """A device that is put in when the machine is here. What can be known of it before is."""
+    try:
+        if device.text is None:
+            GivenFunctions(welcome.functions).check(device.id)
+            return []
+        wanted = later_device(device, welcome)
+    except IolaneError as error:
+        return [Finding(f"device {device.id}: {error.message}", error.remedy)]
+    if problems := _made_here(device.id, wanted, welcome):
+        return problems
+    if wanted.socket is not None or wanted.state is not None:
+        return [Finding(f"device {device.id} comes with its state, and is made here", _says(device.id))]
+    missing = [image for image in wanted.options.get(IMAGE, []) if not Path(image).exists()]
+    return [Finding(f"device {device.id}: there is no image {image}", _says(device.id)) for image in missing]
+
+
+def later_device(device: LaterDevice, welcome: Welcome) -> DeviceSpecification:
+    """The device as it is made here. Raises IolaneError where its text is wrong."""
+    assert device.text is not None
+    return msgspec.structs.replace(parse(welcome.devices.get(device.id, device.text)), id=device.id)
+
+
+def _says(identity: str) -> str:
+    return f"--device {identity}=... says what it is here"
+
+
+def _made_here(identity: str, wanted: DeviceSpecification, welcome: Welcome) -> list[Finding]:
+    """What the source may not have this host make, and what it can't."""
+    own = identity in welcome.devices
+    if not own and (":" in wanted.name or "/" in wanted.name):
+        return [Finding(f"device {identity} is code of the source's: '{wanted.name[:80]}'", _says(identity))]
+    try:
+        if wanted.socket is None:
+            resolve(wanted.name)
+    except IolaneError as error:
+        return [Finding(f"device {identity}: {error.message}", error.remedy)]
+    if not own and (closed := _closed(wanted, welcome)):
+        return [
+            Finding(
+                f"device {identity}: the source may name no files at {closed[0][:200]}",
+                f"--folder FOLDER opens one; {_says(identity)}",
+            )
+        ]
     return []
 
 

@@ -7,8 +7,8 @@ everything that the device keeps beside that comes along: counters, logs, regist
 
 from __future__ import annotations
 
-from iolane.devices.registry import VIRTIO, carrier_of, resolve, resolve_virtio
-from iolane.devices.specification import Carrier, parse
+from iolane.devices.registry import VIRTIO, resolve, resolve_virtio
+from iolane.devices.specification import parse
 from iolane.errors import IolaneError
 from iolane.model.virtio import VirtioDevice
 from iolane.model.virtio.pci import VirtioPci
@@ -84,14 +84,12 @@ class ReplugDevice:
             self._machine.put_back(self.name)
             raise
         self._machine.end(self.name)
-        return Departed(name=self.name, port=self._port, device=self._text, state=self._state)
+        return Departed(name=self.name, port=self._port, state=self._state)
 
     def rollback(self) -> None:
         """Make it anew with the state that it had, and plug it in."""
-        come_back(
-            self._machine,
-            Departed(name=self.name, port=self._port, device=self._text, state=self._state),
-        )
+        left = Departed(name=self.name, port=self._port, state=self._state)
+        come_back(self._machine, self._text, left)
 
     def _disk_use(self, *, release: bool) -> DiskUse:
         """With `release`, multipath may let go of it. A multipath's users are its own, not the disk's."""
@@ -104,22 +102,20 @@ class ReplugDevice:
             ) from error
 
 
-def come_back(machine: MachineInMove, departed: Departed) -> None:
-    """Make a device that left and plug it in, with its state.
+def come_back(machine: MachineInMove, text: str, departed: Departed) -> None:
+    """Make a device that left of its `text` and plug it in, with its state.
 
     Raises:
         IolaneError: it can't be made, or plugged in; names the file in which its state is kept.
     """
-    assert departed.device is not None
-    if carrier_of(parse(departed.device)) is not Carrier.VFIO_USER or departed.state is None:
-        machine.plug(departed.device, departed.port)
-        return
+    if departed.state is None:
+        raise IolaneError("it came without its state")
     file = keep(departed.name, departed.state)
-    text = with_state(departed.device, file)
+    with_file = with_state(text, file)
     try:
-        machine.plug(text, departed.port)
+        machine.plug(with_file, departed.port)
     except IolaneError as error:
         raise IolaneError(
-            f"{error.message}; its state is kept in {file}", remedy=f"iolane plug MACHINE '{text}'"
+            f"{error.message}; its state is kept in {file}", remedy=f"iolane plug MACHINE '{with_file}'"
         ) from error
     file.unlink(missing_ok=True)

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from iolane.carriers.control import ControlClient, find_device
 from iolane.engines.outcome import UnplugOutcome
-from iolane.engines.qemu.command_line import VfioUserDevice
 from iolane.engines.qemu.guest_address import guest_address
 from iolane.errors import IolaneError
 from iolane.model.pci import PcieId
 from iolane.operations.machine import Machine
-from iolane.operations.machine.devices import PASSTHROUGH, Held
+from iolane.operations.machine.devices import Held
 from iolane.operations.migration.disk_use import Answer
-from iolane.operations.migration.failover import FunctionDevice
-from iolane.operations.migration.moved_device import MovedDevice, MovedDevices
-from iolane.operations.migration.replug import ReplugDevice
 from iolane.operations.migration.state_file import path_for
-from iolane.operations.passthrough import parse_pass
 
 
 class RunningMachine:
@@ -84,18 +79,3 @@ class RunningMachine:
             if endpoint.name == identity and endpoint.process is not None:
                 return f"{endpoint.process.pid}/{identity}"
         return identity
-
-
-def staying_devices(machine: Machine) -> MovedDevices:
-    """The devices of a machine that QEMU does not move: what it has by vfio-user, and passed functions."""
-    ours = RunningMachine(machine)
-    ports = {device.id: device.port for device in machine.guest.plugged}
-    found: list[MovedDevice] = []
-    for held in machine.devices.held:
-        identity = held.device.id
-        if held.lane == PASSTHROUGH:
-            address = parse_pass(held.description.text).address
-            found.append(FunctionDevice(ours, identity, ports.get(identity), address))
-        elif isinstance(held.device, VfioUserDevice):
-            found.append(ReplugDevice(ours, identity, held.description.text, ports.get(identity)))
-    return MovedDevices(found)
