@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from iolane.devices.virtio.net.features import GUEST_OFFLOAD_MASK, NetFeature
 from iolane.devices.virtio.net.filter import ADDRESS, VLANS
+from iolane.devices.virtio.net.owner import ControlOwner
 from iolane.model.virtio import BrokenRing, RingRejection, Virtqueue
 from iolane.model.virtio.device import BATCH
 from iolane.uapi.virtio_net import (
@@ -20,9 +20,6 @@ from iolane.uapi.virtio_net import (
     ControlRx,
     ControlVlan,
 )
-
-if TYPE_CHECKING:
-    from iolane.devices.virtio.net.device import Net
 
 HEADER = struct.Struct("<BB")
 """class, command"""
@@ -40,7 +37,7 @@ class WrongCommand(Exception):  # noqa: N818  it is the driver's, and answered b
 class ControlQueue:
     """Does commands; what can't be done is answered by ERR, and counted."""
 
-    def __init__(self, net: Net) -> None:
+    def __init__(self, net: ControlOwner) -> None:
         self._net = net
         feature = NetFeature
         self._table: dict[tuple[int, int], tuple[NetFeature, Handler]] = {

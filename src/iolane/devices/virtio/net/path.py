@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from iolane.backends.net import LARGEST_FRAME
 from iolane.devices.virtio.net.features import NetFeature
 from iolane.devices.virtio.net.header import ETHERNET_HEADER, VLAN_TAG
+from iolane.devices.virtio.net.owner import WayOwner
 from iolane.memory.ring import NetPath
 
-if TYPE_CHECKING:
-    from iolane.devices.virtio.net.device import Net
 
-
-def net_path(net: Net, pair: int, *, receives: bool) -> NetPath | None:
+def net_path(net: WayOwner, pair: int, *, receives: bool) -> NetPath | None:
     """The path of a queue, or None.
 
     With a control queue there are filters, a capture sees every packet, and what comes by a byte stream must
@@ -24,7 +20,7 @@ def net_path(net: Net, pair: int, *, receives: bool) -> NetPath | None:
     return NetPath(net.backend.ports[pair], receives=receives)
 
 
-def agree(path: NetPath, net: Net) -> None:
+def agree(path: NetPath, net: WayOwner) -> None:
     """Tell a path what was negotiated. Its queue does not run."""
     mtu = net.negotiated_mtu
     path.agree(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from iolane.devices.virtio.net.features import NetFeature
 from iolane.devices.virtio.net.filter import ADDRESS
 from iolane.devices.virtio.net.header import (
@@ -13,14 +11,12 @@ from iolane.devices.virtio.net.header import (
     complete_checksum,
     segmentation,
 )
+from iolane.devices.virtio.net.owner import WayOwner
 from iolane.devices.virtio.net.way import Way
 from iolane.memory.ring import NetPath
 from iolane.model.virtio import BrokenRing, Chain, RingRejection, Virtqueue
 from iolane.model.virtio.device import BATCH
 from iolane.uapi.virtio_net import HEADER, Gso, HeaderFlag
-
-if TYPE_CHECKING:
-    from iolane.devices.virtio.net.device import Net
 
 _BUFFERS_AT = HEADER.size - 2
 _CHECKSUM_FLAGS = HeaderFlag.NEEDS_CSUM | HeaderFlag.DATA_VALID
@@ -35,7 +31,7 @@ class Receiver(Way):
 
     receives = True
 
-    def __init__(self, net: Net, queue: Virtqueue, pair: int) -> None:
+    def __init__(self, net: WayOwner, queue: Virtqueue, pair: int) -> None:
         super().__init__(net, queue, pair)
         self.pending = b""
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from iolane.devices.virtio.net.owner import WayOwner
 from iolane.devices.virtio.net.path import agree, net_path
 from iolane.memory.ring import NetPath
 from iolane.model.virtio import Virtqueue
-
-if TYPE_CHECKING:
-    from iolane.devices.virtio.net.device import Net
 
 
 class Way:
@@ -21,7 +17,7 @@ class Way:
 
     receives = False
 
-    def __init__(self, net: Net, queue: Virtqueue, pair: int) -> None:
+    def __init__(self, net: WayOwner, queue: Virtqueue, pair: int) -> None:
         self._net = net
         self.queue = queue
         self._pair = pair
