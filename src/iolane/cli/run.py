@@ -100,6 +100,16 @@ def run(
     cpus: Annotated[
         int, typer.Option("--cpus", min=1, max=255, metavar="N", help="The guest's processors.")
     ] = 1,
+    ports: Annotated[
+        int | None,
+        typer.Option(
+            "--ports",
+            min=0,
+            max=200,
+            metavar="N",
+            help="Root ports; by default 4 more than there are devices.",
+        ),
+    ] = None,
     iommu: Annotated[bool, typer.Option("--iommu", help="Put an Intel IOMMU before the devices.")] = False,
     stop_on_fault: Annotated[
         bool,
@@ -173,6 +183,7 @@ def run(
         boot=boot,
         memory_mib=memory_mib(memory),
         cpus=cpus,
+        ports=ports,
         iommu=iommu,
         accelerator=None if accel is Accel.AUTO else Accelerator(accel.value),
         console_log=None if console_log is None else str(console_log),

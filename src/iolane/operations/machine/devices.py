@@ -142,14 +142,20 @@ class MachineDevices:
         if wanted.id in self._held:
             raise IolaneError(f"a device {wanted.id} is plugged in already", remedy="id=NAME gives another")
         endpoint = self.servers.add(wanted)
+        try:
+            self._refuse_image_in_use(endpoint)
+            held = _held_of(endpoint, wanted, port, hot=True)
+        except IolaneError:
+            self.servers.remove(endpoint.name)
+            raise
+        self._held[held.device.id] = held
+        return held, note
+
+    def _refuse_image_in_use(self, endpoint: Endpoint) -> None:
         if endpoint.served is not None:
             others = [each for each in self.servers.served if each is not endpoint.served]
             if problems := image_problems(endpoint.served, others):
-                self.servers.remove(endpoint.name)
                 raise problems[0]
-        held = _held_of(endpoint, wanted, port, hot=True)
-        self._held[held.device.id] = held
-        return held, note
 
     def add_passed(self, text: str, *, port: str | None = None) -> Held:
         """Take a function of the host that is to be plugged in."""
