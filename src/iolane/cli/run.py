@@ -105,7 +105,7 @@ def run(
         typer.Option(
             "--ports",
             min=0,
-            max=200,
+            max=24,
             metavar="N",
             help="Root ports; by default 4 more than there are devices.",
         ),

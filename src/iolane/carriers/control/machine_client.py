@@ -75,6 +75,9 @@ class MachineClient(ControlClient):
         """What happens from now on, until the machine has ended."""
         self._ask(FollowEvents(), Done)
         self._socket.settimeout(None)
+        return self._following()
+
+    def _following(self) -> Iterator[MachineEvent]:
         while line := self._line():
             yield self._decode(line, MachineEvent)
 

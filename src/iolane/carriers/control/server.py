@@ -48,6 +48,8 @@ from iolane.errors import IolaneError
 from iolane.host.holding import Holder
 
 CONNECTION_LIMIT = 32
+LAST_WORDS = 2.0
+"""Seconds for answers that are under way when the server stops."""
 EVENT_LIMIT = 4096
 """Traced accesses that wait for a slow reader; more are dropped and counted, the device never waits."""
 
@@ -130,7 +132,11 @@ class ControlServer:
         listener.close()
         with self._lock:
             open_now = list(self._connections.items())
+        for connection, _ in open_now:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RD)  # nothing more is asked; what was asked is answered
         for connection, thread in open_now:
+            thread.join(LAST_WORDS)
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
             thread.join()
@@ -201,23 +207,30 @@ class ControlServer:
             _send(connection, Refusal(f"not a request: {error}"))
             return True
         try:
-            if isinstance(request, SetTrace) and request.follow:
-                self._follow(connection, request)
+            if self._stream(connection, request):
                 return False
-            if isinstance(request, MachineStream):
-                follow_machine(connection, self._the_machine(), request)
-                return False
-            if isinstance(request, OpenConsole):
-                serve_console(connection, self._the_machine().console(), replay=request.replay)
-                return False
-            _send(connection, self._perform(request))
-        except IolaneError as error:
-            _send(connection, Refusal(error.message, error.remedy))
-        except OSError:
+        except OSError:  # the peer's doing
             raise
         except Exception as error:
-            _log.exception("a control request failed")
-            _send(connection, Refusal(f"the request failed: {type(error).__name__}: {error}"))
+            _send(connection, _refusal(error))
+            return True
+        try:
+            reply = self._perform(request)
+        except Exception as error:
+            reply = _refusal(error)
+        _send(connection, reply)
+        return True
+
+    def _stream(self, connection: socket.socket, request: Request) -> bool:
+        """Whether the request takes the connection; it has ended then."""
+        if isinstance(request, SetTrace) and request.follow:
+            self._follow(connection, request)
+        elif isinstance(request, MachineStream):
+            follow_machine(connection, self._the_machine(), request)
+        elif isinstance(request, OpenConsole):
+            serve_console(connection, self._the_machine().console(), replay=request.replay)
+        else:
+            return False
         return True
 
     def _the_machine(self) -> ControlledMachine:
@@ -272,6 +285,13 @@ class ControlServer:
         finally:
             restore()
             mailbox.close()
+
+
+def _refusal(error: Exception) -> Refusal:
+    if isinstance(error, IolaneError):
+        return Refusal(error.message, error.remedy)
+    _log.error("a control request failed", exc_info=error)
+    return Refusal(f"the request failed: {type(error).__name__}: {error}")
 
 
 def _send(connection: socket.socket, message: msgspec.Struct) -> None:

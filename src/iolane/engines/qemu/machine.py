@@ -168,7 +168,8 @@ class QemuMachine:
 
     def wait_end(self, timeout: float | None = None) -> bool:
         """Waits until the machine has ended by itself; False when it has not in time."""
-        return self._running().process.wait(timeout if timeout is not None else 1e9) is not None
+        now = self._now
+        return now is None or now.process.wait(timeout if timeout is not None else 1e9) is not None
 
     @property
     def running(self) -> bool:
