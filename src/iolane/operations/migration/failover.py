@@ -98,11 +98,15 @@ class GivenFunctions:
         self._host = host or Host()
         self._macs = macs or FunctionMacs(self._host)
 
-    def check(self, name: str) -> None:
-        """Whether there is a function for `name`, and it could be taken now. Raises IolaneError."""
+    def check(self, name: str, *, network: bool = True) -> None:
+        """Whether there is a function for `name`, and it could be taken now. Raises IolaneError.
+
+        Args:
+            network: it is to join a stand-in, which only a network function does.
+        """
         request = self._request(name)
         function = find_function(self._host, request.address)
-        if function.base_class != NETWORK_CONTROLLER:
+        if network and function.base_class != NETWORK_CONTROLLER:
             raise IolaneError(f"{request.address}, which is for {name}, is no network function")
         Survey(self._host).verdict(request.address).require(force=request.force)
 

@@ -15,6 +15,7 @@ from iolane.engines.qemu.command_line import Accelerator
 from iolane.engines.qemu.migration import OutgoingMigration, announce
 from iolane.engines.qemu.migration_settings import MigrationSettings
 from iolane.engines.qemu.qmp import QmpError
+from iolane.engines.qemu.vfio import VfioPciDevice, moves_along
 from iolane.engines.qemu.vhost_user import VhostUserDevice
 from iolane.errors import IolaneError
 from iolane.operations.machine.anchor import anchored
@@ -27,6 +28,7 @@ from iolane.operations.migration.offer import (
     LaterDevice,
     Offer,
     OfferedDevice,
+    OfferedFunction,
     OfferedImage,
     OfferedKernel,
 )
@@ -66,6 +68,8 @@ class LeavingGuest:
         """What the other side is told. Raises IolaneError with everything that can't move."""
         machine, description = self._machine, self._machine.description
         movable = [held for held in machine.devices.held if held.device.id not in self._beside]
+        functions = [held for held in movable if moves_itself(machine, held)]
+        movable = [held for held in movable if held not in functions]
         if stays := [finding for held in movable if (finding := _stays(held))]:
             reasons = "; ".join(finding.problem for finding in stays)
             raise IolaneError(f"machine {machine.name} can't move: {reasons}", remedy=stays[0].remedy)
@@ -86,6 +90,9 @@ class LeavingGuest:
             kernel=self._kernel(),
             boot=description.boot,
             devices=[self._device(held, ports.get(held.device.id)) for held in movable],
+            functions=[
+                OfferedFunction(id=held.device.id, port=ports.get(held.device.id)) for held in functions
+            ],
             later=[self._later(held) for held in machine.devices.held if held.device.id in self._beside],
         )
 
@@ -166,6 +173,12 @@ def anchored_text(held: Held) -> str:
     """What makes a device anew, from any folder."""
     wanted = anchored(parse(held.description.text), None)
     return msgspec.structs.replace(wanted, id=held.device.id).whole_text()
+
+
+def moves_itself(machine: Machine, held: Held) -> bool:
+    """Whether a device is a physical function that QEMU moves: its driver here reports that it can."""
+    device = held.device
+    return isinstance(device, VfioPciDevice) and moves_along(machine.guest.qmp, device.address)
 
 
 def _stays(held: Held) -> Finding | None:

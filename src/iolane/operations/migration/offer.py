@@ -60,6 +60,15 @@ class LaterDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
 
+class OfferedFunction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A physical function whose state QEMU and the host's driver move with the machine, to one of the other
+    side's own of the same kind.
+    """
+
+    id: Name
+    port: Name | None = None
+
+
 class OfferedKernel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the guest boots when it is reset."""
 
@@ -95,5 +104,6 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """None: the system on `boot`."""
     boot: Name | None = None
     devices: Annotated[list[OfferedDevice], msgspec.Meta(max_length=DEVICES)] = []
+    functions: Annotated[list[OfferedFunction], msgspec.Meta(max_length=DEVICES)] = []
     later: Annotated[list[LaterDevice], msgspec.Meta(max_length=DEVICES)] = []
     """Devices that do not move with the machine, and come back when it is there."""

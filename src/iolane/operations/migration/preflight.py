@@ -22,7 +22,7 @@ from iolane.errors import IolaneError
 from iolane.operations.machine.description import DeviceDescription, MachineDescription
 from iolane.operations.migration.failover import GivenFunctions
 from iolane.operations.migration.images import image_findings
-from iolane.operations.migration.offer import Finding, LaterDevice, Offer, OfferedDevice
+from iolane.operations.migration.offer import Finding, LaterDevice, Offer, OfferedDevice, OfferedFunction
 from iolane.operations.passthrough import PassRequest
 
 IMAGE, MAC, NET = "image", "mac", "net"
@@ -67,6 +67,8 @@ def findings(
         problems += _device(device, welcome)
     for later in offer.later:
         problems += _later(later, welcome)
+    for function in offer.functions:
+        problems += _function(function, welcome)
     return problems, _notes(offer, welcome)
 
 
@@ -82,6 +84,7 @@ def description_of(offer: Offer, welcome: Welcome, name: str) -> MachineDescript
         initrd=None if kernel is None or kernel.initrd is None else str(welcome.initrd),
         append="" if kernel is None else kernel.append,
         modules=[] if kernel is None else kernel.modules,
+        passed=[DeviceDescription(welcome.functions[each.id].text, each.port) for each in offer.functions],
         boot=offer.boot,
         memory_mib=offer.memory_mib,
         cpus=offer.cpus,
@@ -105,6 +108,7 @@ def _wanted(device: OfferedDevice, welcome: Welcome) -> DeviceSpecification:
 
 def _unknown(offer: Offer, welcome: Welcome) -> list[str]:
     known = {device.id for device in offer.devices} | {device.id for device in offer.later}
+    known |= {function.id for function in offer.functions}
     return [
         *(f"--device {identity}" for identity in sorted(set(welcome.devices) - known)),
         *(f"--pass ...,id={identity}" for identity in sorted(set(welcome.functions) - known)),
@@ -200,6 +204,15 @@ def _later(device: LaterDevice, welcome: Welcome) -> list[Finding]:
         return [Finding(f"device {device.id} comes with its state, and is made here", _says(device.id))]
     missing = [image for image in wanted.options.get(IMAGE, []) if not Path(image).exists()]
     return [Finding(f"device {device.id}: there is no image {image}", _says(device.id)) for image in missing]
+
+
+def _function(function: OfferedFunction, welcome: Welcome) -> list[Finding]:
+    """A function that moves with the machine, into one of this host's."""
+    try:
+        GivenFunctions(welcome.functions).check(function.id, network=False)
+    except IolaneError as error:
+        return [Finding(f"function {function.id}: {error.message}", error.remedy)]
+    return []
 
 
 def later_device(device: LaterDevice, welcome: Welcome) -> DeviceSpecification:

@@ -6,7 +6,7 @@ from iolane.engines.qemu.command_line import VfioUserDevice
 from iolane.operations.machine.devices import PASSTHROUGH
 from iolane.operations.machine.machine import Machine
 from iolane.operations.migration.failover import FunctionDevice
-from iolane.operations.migration.leaving import anchored_text
+from iolane.operations.migration.leaving import anchored_text, moves_itself
 from iolane.operations.migration.moved_device import MovedDevice, MovedDevices
 from iolane.operations.migration.replug import ReplugDevice
 from iolane.operations.migration.running_machine import RunningMachine
@@ -21,6 +21,8 @@ def staying(machine: Machine) -> MovedDevices:
     functions: list[MovedDevice] = []
     for held in machine.devices.held:
         identity = held.device.id
+        if moves_itself(machine, held):
+            continue
         if held.lane == PASSTHROUGH:
             address = parse_pass(held.description.text).address
             functions.append(FunctionDevice(ours, identity, ports.get(identity), address))

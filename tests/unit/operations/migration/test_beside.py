@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from iolane.operations.machine.description import DeviceDescription
 from iolane.operations.migration.beside import bring
 from iolane.operations.migration.moved_device import Departed
-from iolane.operations.migration.offer import LaterDevice, Offer
-from iolane.operations.migration.preflight import Welcome, findings
+from iolane.operations.migration.offer import LaterDevice, Offer, OfferedFunction
+from iolane.operations.migration.preflight import Welcome, description_of, findings
 from iolane.operations.passthrough import parse_pass
 from tests.unit.operations.migration.machine import FakeMachine
 
@@ -106,3 +107,22 @@ def test_the_operator_learns_of_a_name_that_the_machine_does_not_have() -> None:
     assert problems(LATER, welcome) == ["--device addr: the machine has no such device"]
     given = Welcome(devices={"adder": "edu"}, functions={"nick": parse_pass("01:00.0,id=nick")})
     assert problems(LATER, given) == ["--pass ...,id=nick: the machine has no such device"]
+
+
+def test_a_function_that_moves_itself_is_in_the_machine_from_the_start() -> None:
+    """Its driver on both hosts moves its state (VFIO_DEVICE_FEATURE_MIGRATION); no such hardware was seen."""
+    offer = Offer(
+        name="x",
+        engine="11",
+        accelerator="tcg",
+        memory_mib=1,
+        cpus=1,
+        ports=4,
+        functions=[OfferedFunction(id="nic", port="port2")],
+    )
+    [missing] = findings(offer, Welcome(), "11", {"tcg"})[0]
+    assert str(missing).startswith("function nic: there is no function for nic here")
+    given = Welcome(functions={"nic": parse_pass("03:10.2,id=nic")})
+    assert description_of(offer, given, "x").placed_functions == [
+        DeviceDescription("03:10.2,id=nic", "port2")
+    ]
