@@ -17,7 +17,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from iolane.carriers.control import EventKind
 from iolane.devices.nvme import Nvme
+from iolane.engines.outcome import UnplugOutcome
 from iolane.errors import IolaneError
 from iolane.operations.machine import Machine, MachineDescription
 from iolane.operations.migration.source import SourcePhase
@@ -166,6 +168,22 @@ def test_what_left_comes_back_where_the_machine_stays(machine: Machine, image: P
     assert devices.rollback() == []
     check_back(machine, before, image)
     assert nvme(machine) is not first
+
+
+def test_a_device_that_leaves_late_leaves_its_state(machine: Machine, folder: Path) -> None:
+    """Nobody waits for it any more, and nothing is lost: the event says how it comes back."""
+    machine.check(f"echo 40 2 >{SUM}", timeout=COMMAND)
+    seen = machine.events()
+    machine.pause()
+    assert machine.unplug("adder", timeout=0.1) is UnplugOutcome.NO_ANSWER
+    machine.resume()
+    event = next(each for each in seen if each.kind is EventKind.UNPLUGGED)
+    [state] = (folder / "iolane").glob("adder-*.state")
+    assert event.text.startswith(f"its state is kept in {state}: iolane plug here '")
+    machine.plug(event.text.partition("'")[2].rstrip("'"), port="port2")
+    machine.check(HERE.format(SUM), timeout=COMMAND)
+    assert machine.check(f"cat {SUM}", timeout=COMMAND) == "42\n"
+    state.unlink()
 
 
 def test_both_move_along(machine: Machine, folder: Path, image: Path) -> None:

@@ -478,10 +478,14 @@ class Machine:
 
     def _on_event(self, event: MachineEvent) -> None:
         """In the engine's event thread."""
+        from iolane.operations.migration.running_machine import keep_state
+
         if event.kind is EventKind.UNPLUGGED and event.device is not None:
             with self._changing:
                 if self._devices is not None:
+                    kept = keep_state(self, event.device)
                     self._devices.remove(event.device)
+                    event = msgspec.structs.replace(event, text=kept or event.text)
         self._events.pass_on(event)
 
     def _watch(self) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from iolane.carriers.control import ControlClient, find_device
 from iolane.engines.outcome import UnplugOutcome
+from iolane.engines.qemu.command_line import VfioUserDevice
 from iolane.engines.qemu.guest_address import guest_address
 from iolane.errors import IolaneError
 from iolane.model.pci import PcieId
 from iolane.operations.machine import Machine
 from iolane.operations.machine.devices import Held
 from iolane.operations.migration.disk_use import Answer
-from iolane.operations.migration.state_file import path_for
+from iolane.operations.migration.state_file import keep, path_for, with_state
 
 
 class RunningMachine:
@@ -79,3 +80,18 @@ class RunningMachine:
             if endpoint.name == identity and endpoint.process is not None:
                 return f"{endpoint.process.pid}/{identity}"
         return identity
+
+
+def keep_state(machine: Machine, identity: str) -> str | None:
+    """A device left when nobody waited for it, or by the guest's own doing: its state is kept. In words, with
+    the way to plug it in again; None where it has none that can be had.
+    """
+    for held in machine.devices.held:
+        if held.device.id == identity and isinstance(held.device, VfioUserDevice):
+            try:
+                file = keep(identity, RunningMachine(machine).saved(identity))
+            except IolaneError:
+                return None
+            text = with_state(held.description.text, file)
+            return f"its state is kept in {file}: iolane plug {machine.name} '{text}'"
+    return None
