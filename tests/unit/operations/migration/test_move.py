@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from iolane.operations.migration.receiver import Receiver
 from iolane.operations.migration.source import SourcePhase
 from iolane.operations.migration.uri import Place, parse_place
 from iolane.testing.operations_link import CuttableLink
+from tests.unit.operations.migration.certificates import make_certificates
 from tests.unit.operations.migration.fake_machines import PIECES, FakeMaker, FakeSource
 
 QUICK = {phase: 2.0 for phase in SourcePhase}
@@ -340,28 +340,6 @@ def test_a_device_that_is_refused_is_refused_before_anything(receiver: Receiver)
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_certificates(tmp_path_factory.mktemp("tls"))
-
-
-def make_certificates(folder: Path) -> Path:
-    """An authority of its own, a server `localhost` and a client."""
-
-    def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
-
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl(
-        *("req", "-x509", *key, "-days", "2", "-subj", "/CN=authority"),
-        *("-keyout", "ca-key.pem", "-out", "ca-cert.pem"),
-    )
-    for role, usage in (("server", "serverAuth"), ("client", "clientAuth")):
-        (folder / "extensions").write_text(
-            f"subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage={usage}\n"
-        )
-        openssl("req", *key, "-subj", f"/CN={role}", "-keyout", f"{role}-key.pem", "-out", f"{role}.csr")
-        request = ("-req", "-days", "2", "-in", f"{role}.csr", "-extfile", "extensions")
-        authority = ("-CA", "ca-cert.pem", "-CAkey", "ca-key.pem", "-CAcreateserial")
-        openssl("x509", *request, *authority, "-out", f"{role}-cert.pem")
-    return folder
 
 
 def test_under_tls(place: Place, maker: FakeMaker, certificates: Path) -> None:
