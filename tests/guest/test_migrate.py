@@ -16,7 +16,7 @@ import pytest
 from iolane.engines.qemu.credentials import TlsCredentials
 from iolane.errors import IolaneError
 from iolane.operations.machine import Machine, MachineDescription
-from iolane.operations.migration.arriving import GuestMaker, nothing_beside
+from iolane.operations.migration.arriving import GuestMaker
 from iolane.operations.migration.preflight import Welcome
 from iolane.operations.migration.receiver import Receiver
 from iolane.operations.migration.source import SourcePhase
@@ -95,7 +95,7 @@ def test_what_would_not_work_is_refused_and_changes_nothing(folder: Path, tmp_pa
 
     def asked(machine: Machine, **welcome: object) -> str:
         given = Welcome(**{"name": "other", "folders": None, **welcome})  # type: ignore[arg-type]
-        with Receiver(Place(path=folder / "no"), GuestMaker(given, bring=nothing_beside)) as receiver:
+        with Receiver(Place(path=folder / "no"), GuestMaker(given)) as receiver:
             moved = machine.migrate(str(receiver.place), dry_run=True)
             assert moved.phase is SourcePhase.KEPT
             return moved.reason
@@ -124,7 +124,7 @@ def test_over_tcp_with_certificates(folder: Path, tmp_path: Path, certificates: 
     description = MachineDescription(
         name=f"secret-{folder.name[-6:]}", memory_mib=128, devices=[f"block,image={image},id=disk"]
     )
-    maker = GuestMaker(Welcome(name="secret-there", folders=[tmp_path]), bring=nothing_beside)
+    maker = GuestMaker(Welcome(name="secret-there", folders=[tmp_path]))
     place = parse_place(f"tcp:127.0.0.1:{free_port()}")
     with Machine(description) as machine:
         machine.check("echo before >/tmp/kept")

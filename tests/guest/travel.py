@@ -19,7 +19,7 @@ from typing import Self
 from pyroute2 import IPRoute
 
 from iolane.operations.machine import DeviceDescription, Machine, MachineDescription
-from iolane.operations.migration.arriving import ArrivingGuest, GuestMaker, nothing_beside
+from iolane.operations.migration.arriving import ArrivingGuest, GuestMaker
 from iolane.operations.migration.move import Moved
 from iolane.operations.migration.preflight import Welcome
 from iolane.operations.migration.receiver import Receiver
@@ -27,7 +27,7 @@ from iolane.operations.migration.source import SourcePhase
 from iolane.operations.migration.uri import Place
 from iolane.testing.host_namespace import NetworkNamespace
 
-HOST, GUEST, PORT = "10.75.0.1", "10.75.0.2", 7001
+HOST, GUEST, PORT, FETCH_PORT = "10.75.0.1", "10.75.0.2", 7001, 7002
 MAC = "52:54:00:00:00:0b"
 BLOCK, BLOCKS = 4096, 4096
 SIZE = BLOCK * BLOCKS
@@ -175,15 +175,12 @@ class Traveller:
         self.side = "a"
         disk, net = f"block,image={self.image},id=disk", f"net,tap=tap-a,mac={MAC},id=net"
         devices: list[str | DeviceDescription] = [disk, net]
-            f"block,image={self.image},id=disk",
-            f"net,tap=tap-a,mac={MAC},id=net",
-        ]
         self.hops += 1
         machine = Machine(MachineDescription(name=self._name(), memory_mib=MEMORY_MIB, devices=devices))
         machine.start()
         self.machine = machine
-        machine.push("/bin/load", self._load, 0o755)
         machine.check(f"ip addr add {GUEST}/24 dev eth0; ip link set eth0 up")
+        fetch(machine, self._load)
         self.echoed = Echoed()
         for what in ("disk /dev/vda", f"echo {HOST} {PORT}", "clock"):
             machine.check(f"setsid load {what} >/dev/null 2>&1 </dev/null &")
@@ -200,7 +197,7 @@ class Traveller:
         """What waits for it at the other side; not entered yet."""
         self.hops += 1
         devices = {"net": f"net,tap=tap-{self.there()}", **changed}
-        maker = GuestMaker(Welcome(name=self._name(), devices=devices, folders=None), bring=nothing_beside)
+        maker = GuestMaker(Welcome(name=self._name(), devices=devices, folders=None))
         return Receiver(Place(path=path or self.folder / f"there{self.hops}"), maker)
 
     def arrived(self, receiver: Receiver) -> None:
@@ -257,6 +254,22 @@ class Traveller:
             self.machine.stop()
         if hasattr(self, "echoed"):
             self.echoed.close()
+
+
+def fetch(machine: Machine, program: Path) -> None:
+    """Into the guest's /bin, over the network: its serial port takes a byte at a time."""
+    with socket.create_server((HOST, FETCH_PORT)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(program.read_bytes())
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        path = f"/bin/{program.name}"
+        machine.check(f"nc {HOST} {FETCH_PORT} </dev/null >{path}; chmod 755 {path}", timeout=120)
+        thread.join(10)
 
 
 def wrong_blocks(image: Path, table: tuple[int, ...]) -> list[int]:
