@@ -53,6 +53,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def traveller(network: Network, load: Path, folder: Path, tmp_path: Path) -> Iterator[Traveller]:
     traveller = Traveller(load, tmp_path / "disk.raw", folder)
     try:
+        traveller.make_image()
         traveller.boot()
         yield traveller
     finally:
@@ -79,6 +80,7 @@ def test_there_and_back_under_block_and_net_load(traveller: Traveller) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_twenty_times_under_block_and_net_load(traveller: Traveller) -> None:
     back_and_forth(traveller, 20)
 

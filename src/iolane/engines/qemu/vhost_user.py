@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,6 +144,16 @@ class VhostUserDevice:
     @property
     def _netdev(self) -> str:
         return f"{self.id}.net"
+
+
+def unreachable(qmp: Qmp, devices: Sequence[object]) -> list[str]:
+    """Ids of devices whose server QEMU has no connection to now."""
+    ours = {device._chardev: device.id for device in devices if isinstance(device, VhostUserDevice)}
+    return [
+        ours[each["label"]]
+        for each in qmp.execute("query-chardev")
+        if each["label"] in ours and each["filename"].startswith("disconnected:")
+    ]
 
 
 def _remove(qmp: Qmp, command: str, identity: str) -> None:

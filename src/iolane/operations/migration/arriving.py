@@ -11,6 +11,7 @@ from iolane.engines.qemu.command_line import Accelerator
 from iolane.engines.qemu.migration import IncomingMigration, announce
 from iolane.engines.qemu.migration_settings import MigrationSettings
 from iolane.engines.qemu.qmp import QmpLostError
+from iolane.engines.qemu.vhost_user import unreachable
 from iolane.errors import IolaneError
 from iolane.operations.machine.description import MachineDescription
 from iolane.operations.machine.engine import choose_engine
@@ -43,7 +44,12 @@ class ArrivingGuest:
         self.machine.moves.decide_arrival = decide
 
     def take_images(self) -> None:
-        """Before anything runs here: the source has let go of them."""
+        """Before anything runs here: the source has let go of them. Whoever serves a device must be there."""
+        guest = self.machine.guest
+        if gone := unreachable(guest.qmp, guest.plugged):
+            raise IolaneError(
+                f"the server of {', '.join(gone)} has gone", remedy="start it again, then migrate"
+            )
         for served in self.machine.devices.servers.served:
             if isinstance(served.device, Block):
                 served.device.take_image()

@@ -251,6 +251,8 @@ class Receiver:
             self.free.set()
         elif arrival.agreement.phase is DestinationPhase.RUNNING and not arrival.told:
             arrival.told = True
+            for problem in arrival.problems:
+                self._tell(problem)
             self._results.put(arrival)
 
     def _hear(self, channel: Channel[FromSource], message: FromSource) -> None:
