@@ -138,6 +138,20 @@ CONSOLE_ARGUMENTS = ("run", "--device")
         (("serve", "edu", "--socket", "/tmp/" + "x" * 120), "socket path /tmp/xxx"),
         (("trace", "nvme0"), "no running device is called 'nvme0' (nothing is served; see `iolane serve`"),
         (("reset", "nvme0"), "no running device is called 'nvme0' (nothing is served; see `iolane serve`"),
+        (
+            ("run", "--name", "two words", "--", "ls"),
+            "'two words' is no name for a machine (a letter, then letters",
+        ),
+        *(
+            ((verb, "web", *more), "no running machine is called 'web' (none is running; see `iolane run`)")
+            for verb, *more in (
+                *(["console"], ["pause"], ["resume"], ["stop", "--force"], ["unplug", "disk"]),
+                *(["plug", "edu"], ["plug", "--pass", "01:00.0"], ["console", "--show"]),
+            )
+        ),
+        (("plug", "web"), "plug one thing (DEVICE, --disk, --net or --pass)"),
+        (("plug", "web", "edu", "--disk", "a.raw"), "plug one thing (DEVICE, --disk, --net or --pass)"),
+        (("plug", "web", "--net", "none"), "plug one thing (DEVICE, --disk, --net or --pass)"),
     ],
 )
 def test_what_can_not_be_done(
@@ -173,6 +187,10 @@ def test_what_can_not_be_done(
         (("serve", "edu", "more", "--socket", "/tmp/s"), "got unexpected extra argument"),
         (("trace", "x", "--level", "loud"), "invalid value for '--level'"),
         (("devices", "--interval", "0"), "invalid value for '--interval'"),
+        (("top", "--interval", "0"), "invalid value for '--interval'"),
+        (("stop", "web", "--timeout", "-1"), "invalid value for '--timeout'"),
+        (("run", "--ports", "25", "--", "ls"), "invalid value for '--ports'"),
+        (("unplug", "web"), "missing argument 'DEVICE'"),
     ],
 )
 def test_what_is_not_understood(arguments: tuple[str, ...], line: str, env: dict[str, str]) -> None:

@@ -287,6 +287,46 @@ def test_a_console_that_is_left_stays_for_others(client: MachineClient, machine:
         watcher.wait_for(b"still here")
 
 
+def test_a_server_that_stops_lets_its_answer_out(machine: FakeMachine, runtime: Path) -> None:
+    """`iolane stop` is answered by a process that is about to end."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def perform(request: MachineRequest) -> msgspec.Struct:
+        asked.set()
+        assert go_on.wait(10)
+        return Done()
+
+    machine.perform = perform  # type: ignore[method-assign]
+    server = ControlServer([], machine=machine)
+    with MachineClient(server.start()) as client:
+        answers: list[str] = []
+
+        def ask() -> None:
+            client.shut_down(force=True)
+            answers.append("ended")
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        assert asked.wait(10)
+        stopping = threading.Thread(target=server.stop)
+        stopping.start()
+        go_on.set()
+        asking.join(10)
+        stopping.join(10)
+        assert answers == ["ended"]
+
+
+def test_a_failing_request_is_no_peer_that_went_away(client: MachineClient, machine: FakeMachine) -> None:
+    def perform(request: MachineRequest) -> msgspec.Struct:
+        raise ConnectionResetError("QEMU's, not the peer's")
+
+    machine.perform = perform  # type: ignore[method-assign]
+    with pytest.raises(IolaneError, match="the request failed: ConnectionResetError: QEMU's"):
+        client.pause()
+    with pytest.raises(IolaneError, match="the request failed"):
+        client.resume()
+
+
 def test_names_are_unique_while_they_are_held(runtime: Path) -> None:
     with MachineName("web") as web:
         assert web.name == "web"
