@@ -15,7 +15,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from iolane.engines.qemu.initramfs import InitramfsContent
 from iolane.engines.qemu.kernel import Flavour
 from iolane.engines.qemu.machine import MachineConfig, QemuMachine
 from iolane.engines.qemu.vfio import VfioPciDevice
@@ -23,6 +22,7 @@ from iolane.errors import IolaneError
 from iolane.host.sriov import make_virtual_functions
 from iolane.host.taking import Taking, release
 from iolane.model.pci import PcieId
+from iolane.operations.machine import Machine, MachineDescription
 
 MAC = "52:54:00:22:00:01"
 WRITTEN = b"written by the guest"
@@ -52,29 +52,31 @@ def main(nvme: PcieId, igb: PcieId, port: int) -> None:
         stack.callback(subprocess.run, ["ifconfig", interface.name, "down"], check=True)
         (function,) = make_virtual_functions(igb, 1, macs=[MAC], owned=True)
         stack.callback(release, [igb])
-        stack.enter_context(Taking([nvme, function]))
-        disk, nic = VfioPciDevice("disk", nvme), VfioPciDevice("nic", function)
-        say("taken", nvme=driver(nvme), function=driver(function), address=str(function))
-        refuse_balloon(disk)
-        config = MachineConfig(
+        with Taking([nvme]):
+            refuse_balloon(VfioPciDevice("disk", nvme))
+        description = MachineDescription(
             name="guest",
             memory_mib=256,
-            kernel=Flavour.GENERIC,
-            content=InitramfsContent(modules=["nvme", "igbvf"]),
-            devices=[disk],
+            kernel=Flavour.GENERIC.value,
+            modules=["igbvf"],
+            passed=[f"{nvme},id=disk"],
             ports=2,
         )
-        with QemuMachine(config) as machine:
-            say("up", seconds=machine.boot_seconds, why=machine.accelerator_reason)
+        with Machine(description) as machine:
+            say("up", seconds=machine.boot_seconds, why=machine.engine)
+            say("taken", nvme=driver(nvme), function=driver(function), address=str(function))
             use_disk(machine)
             started = time.monotonic()
-            machine.plug(nic)
+            nic = machine.plug_passed(f"{function},id=nic")
+            say("nic taken", function=driver(function), lane=nic.lane, carrier=nic.carrier, port=nic.port)
             use_network(machine, port)
             machine.unplug("nic", 120.0).require("nic")
-            say("nic gone", there=machine.run(f"test -e {NIC}").exit_code == 0)
+            there = machine.run(f"test -e {NIC}").exit_code == 0
+            say("nic gone", there=there, function=driver(function))
             machine.unplug("disk", 120.0).require("disk")
-            say("disk gone", there=machine.run("test -e /dev/nvme0n1").exit_code == 0)
-            machine.plug(disk)
+            there = machine.run("test -e /dev/nvme0n1").exit_code == 0
+            say("disk gone", there=there, nvme=driver(nvme), held=len(machine.report().devices))
+            machine.plug_passed(f"{nvme},id=disk")
             machine.check(APPEAR.format("/dev/nvme0n1"), timeout=COMMAND)
             say("disk again", written=read_back(machine), seconds=time.monotonic() - started)
             machine.powerdown()
@@ -92,7 +94,7 @@ def refuse_balloon(disk: VfioPciDevice) -> None:
         say("balloon", refused=str(error))
 
 
-def use_disk(machine: QemuMachine) -> None:
+def use_disk(machine: Machine) -> None:
     machine.check(APPEAR.format("/dev/nvme0n1"), timeout=COMMAND)
     serial = machine.check("cat /sys/block/nvme0n1/device/serial").strip()
     checksum = machine.check("md5sum < /dev/nvme0n1", timeout=COMMAND).split()[0]
@@ -106,12 +108,12 @@ def use_disk(machine: QemuMachine) -> None:
     say("disk written", back=read_back(machine))
 
 
-def read_back(machine: QemuMachine) -> str:
+def read_back(machine: Machine) -> str:
     block = f"dd if=/dev/nvme0n1 bs=4096 skip={WHERE // 4096} count=1 iflag=direct 2>/dev/null"
     return machine.check(f"{block} | head -c {len(WRITTEN)}", timeout=COMMAND)
 
 
-def use_network(machine: QemuMachine, port: int) -> None:
+def use_network(machine: Machine, port: int) -> None:
     machine.check(APPEAR.format(NIC), timeout=COMMAND)
     found = machine.check(f"cat {NIC}/address; basename $(readlink {NIC}/device/driver)").split()
     machine.check("ifconfig eth0 10.0.2.77 netmask 255.255.255.0 up")
