@@ -85,7 +85,7 @@ class InTest(RunningMachine):
         self.plug_passed(f"tap-{identity}", "port2")
 
     def plug_passed(self, text: str, port: str | None) -> None:
-        plug(self._machine.guest, EmulatedNic("nic", text, port))
+        plug(self._machine.qemu, EmulatedNic("nic", text, port))
 
 
 def plug(machine: QemuMachine, nic: EmulatedNic) -> None:
@@ -189,7 +189,7 @@ def test_a_connection_goes_on_while_a_function_leaves_the_machine_moves_and_anot
 
             [departed] = staying.before()
             with Machine(described("destination", "tap-b"), incoming=True) as destination:
-                source.guest.migrate_to(destination.guest)
+                source.qemu.migrate_to(destination.qemu)
                 assert used(destination, echoed) == "virtio_net"
                 come_back(InTest(destination), departed, Given({}))
                 wait_for_function(destination)

@@ -19,7 +19,7 @@ from iolane.engines.qemu.provision import obtain_qemu
 from tests.libvirt.domains import Guest, define, description
 from tests.libvirt.host import LibvirtHost
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
 NAME = "web"
 SERVED = Path("/run/iolane/libvirt") / NAME
@@ -192,3 +192,11 @@ def test_it_is_detached_for_good(host: LibvirtHost, guest: Guest) -> None:
     assert "vhostuser" not in document
     assert "urn:iolane" not in document
     guest.domain.undefine()
+
+
+def test_a_machine_of_its_own(host: LibvirtHost, images: dict[str, Path]) -> None:
+    """`iolane run`, with libvirt as its engine."""
+    disk = ("--disk", str(images["hot"]))
+    done = host.iolane("run", "--engine", "libvirt", *disk, "--", "head -c 8 /dev/vda", timeout=200)
+    assert (done.returncode, done.stdout) == (0, "hot     "), done.stderr
+    assert host.check("virsh list --all --name").strip() == ""

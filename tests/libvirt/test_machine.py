@@ -10,6 +10,7 @@ import pytest
 
 from iolane.carriers.control.machine_messages import EventKind, MachineEvent
 from iolane.engines.libvirt.machine import LibvirtMachine
+from iolane.engines.machine import EngineMachine
 from iolane.engines.outcome import UnplugOutcome
 from iolane.engines.qemu.cache import Cache
 from iolane.engines.qemu.command_line import MachineDevice
@@ -21,7 +22,7 @@ from iolane.operations.machine.devices import machine_device
 from iolane.operations.serving import DeviceServers
 from tests.libvirt.host import LibvirtHost
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
 MODULES = ("virtio_pci", "virtio_blk", "nvme")
 
@@ -93,6 +94,8 @@ def device(servers: DeviceServers, name: str) -> MachineDevice:
 
 
 def test_runs_commands(machine: LibvirtMachine, host: LibvirtHost) -> None:
+    engine: EngineMachine = machine
+    assert engine.running
     assert "console=ttyS0" in machine.check("cat /proc/cmdline")
     assert "engine" in host.check("virsh list --name")
     assert "0x11e8" in machine.check("cat /sys/bus/pci/devices/*/device")

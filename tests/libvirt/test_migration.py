@@ -25,7 +25,7 @@ from tests.libvirt.domains import SYSTEM_QEMU, Guest, define, description
 from tests.libvirt.host import BRIDGE, LibvirtHost, connect
 from tests.libvirt.provision import Libvirt, obtain_later
 
-pytestmark = [pytest.mark.guest, pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.guest, pytest.mark.slow, pytest.mark.timeout(900)]
 
 NAME = "mover"
 GUEST, PORT = "10.77.0.100", "7000"
@@ -125,7 +125,7 @@ def test_a_server_that_dies_is_started_anew_and_qemu_connects_again(
     folder = f"/run/iolane/libvirt/{NAME}"
     serving = f"pid=$(cat {folder}/disk0.pid); cat /proc/$pid/task/$pid/children"
     before = one.check(f"{serving}; kill -9 $({serving})").split()
-    guest.check("dd if=/dev/urandom of=/dev/vda bs=4096 count=8 oflag=direct")
+    guest.check("dd if=/dev/zero of=/dev/vda bs=4096 count=64 oflag=direct")
     assert one.check(serving).split() != before
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from iolane.cli.attach import Connect
 from iolane.cli.machine_name import MachineArgument
+from iolane.cli.move_domain import move_domain
 from iolane.cli.output import Json, print_json, progress, quantity
 
 if TYPE_CHECKING:
@@ -23,7 +25,9 @@ def migrate(
     machine: MachineArgument,
     uri: Annotated[
         str | None,
-        typer.Argument(metavar="URI", help="unix:PATH or tcp:HOST:PORT, where `iolane receive` waits."),
+        typer.Argument(
+            metavar="URI", help="unix:PATH or tcp:HOST:PORT, where `iolane receive` waits; or libvirt's."
+        ),
     ] = None,
     downtime: Annotated[
         int,
@@ -42,6 +46,7 @@ def migrate(
         bool, typer.Option("--replug", help="Unplug what can't move, and plug it in there with its state.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only ask whether it could.")] = False,
+    connect: Connect = None,
     cancel: Annotated[bool, typer.Option("--cancel", help="Stop the migration that goes on.")] = False,
     resolve: Annotated[
         bool, typer.Option("--resolve", help="In doubt: ask the other side again, and do what follows.")
@@ -58,21 +63,32 @@ def migrate(
     Where the link is cut at the very moment in which one side hands over to the other, both stand still until
     --resolve has asked again. Ctrl-C cancels.
 
+    With a URI of libvirt's, MACHINE is a domain (--connect), which libvirt moves with its devices.
+
     \b
     Examples:
       iolane migrate web unix:/run/there.sock
       iolane migrate web tcp:host2:4444 --tls /etc/pki/iolane --downtime 100
       iolane migrate web tcp:host2:4444 --dry-run
+      iolane migrate web qemu+ssh://host2/system
       iolane migrate web --cancel
       iolane migrate web --resolve
     """
     from iolane.carriers.control import find_machine
     from iolane.carriers.control.migration_client import MigrationClient
     from iolane.carriers.control.migration_messages import MigrateMachine
+    from iolane.operations.libvirt.migration import is_libvirt_uri
     from iolane.operations.migration.uri import parse_place
 
     if sum((uri is not None, cancel, resolve)) != 1:
         raise typer.BadParameter("one of: URI, --cancel, --resolve")
+    if uri is not None and is_libvirt_uri(uri):
+        if tls is not None or replug:
+            raise typer.BadParameter("--tls and --replug are not for domains of libvirt's")
+        limit = downtime / 1000
+        return move_domain(machine, uri, connect, limit, bandwidth, dry_run=dry_run, json=json)
+    if connect is not None:
+        raise typer.BadParameter("--connect goes with a URI of libvirt's")
     path, _ = find_machine(machine)
     with MigrationClient(path) as client:
         if cancel:

@@ -25,6 +25,13 @@ class Accel(StrEnum):
     TCG = "tcg"
 
 
+class EngineChoice(StrEnum):
+    """What runs the guest."""
+
+    QEMU = "qemu"
+    LIBVIRT = "libvirt"
+
+
 def memory_mib(text: str) -> int:
     """`512M`, `2G`, or a number of MiB."""
     number, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in SIZES else (text, "M")
@@ -69,6 +76,13 @@ def run(
         typer.Option(
             "--name", metavar="NAME", help="The machine's name for other verbs; by default vm0, vm1 ..."
         ),
+    ] = None,
+    engine: Annotated[
+        EngineChoice, typer.Option("--engine", help="libvirt: a domain of libvirt's on this host.")
+    ] = EngineChoice.QEMU,
+    connect: Annotated[
+        str | None,
+        typer.Option("--connect", metavar="URI", help="Where libvirt is; by default qemu:///system."),
     ] = None,
     kernel: Annotated[
         str,
@@ -164,7 +178,7 @@ def run(
       iolane run --pass 01:00.0,mediate=nvme.py:NvmeRegisters --kernel generic --trace fields -- true
     """
     from iolane.engines.qemu.command_line import Accelerator
-    from iolane.operations.machine import MachineDescription
+    from iolane.operations.machine import EngineName, MachineDescription
     from iolane.operations.run import UNLIMITED, RunRequest, run_command, run_console
     from iolane.operations.shorthand import disk_device, net_devices
     from iolane.operations.tracing import parse_trace
@@ -173,6 +187,8 @@ def run(
     networks = [device for text in net or [] for device in net_devices(text)]
     description = MachineDescription(
         name=name,
+        engine=EngineName(engine.value),
+        connect=connect,
         devices=[*(device or []), *disks, *networks],
         passed=list(passed or []),
         kernel=kernel,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
+from iolane.engines.machine import EngineMachine
 from iolane.engines.qemu.cache import Report
-from iolane.engines.qemu.machine import QemuMachine
 from iolane.errors import IolaneError
 from iolane.host.fault_monitor import FaultMonitor
 from iolane.host.faults import Fault
@@ -34,7 +34,7 @@ class FaultTeller:
 
 @contextmanager
 def iommu_watched(
-    machine: QemuMachine,
+    machine: EngineMachine,
     name: str,
     functions: Collection[PcieId],
     report: Report,

@@ -208,6 +208,17 @@ class LibvirtMachine:
         """The output of a command that must succeed."""
         return self.run(command, stdin=stdin, timeout=timeout).check().output
 
+    def push(self, path: str, data: bytes | Path, mode: int = 0o644, timeout: float = 120.0) -> None:
+        """Write a file in the guest."""
+        content = data.read_bytes() if isinstance(data, Path) else data
+        with self._agent_errors(), self._lock:
+            self._guest_agent().push(path, content, mode, patient(timeout))
+
+    def pull(self, path: str, timeout: float = 120.0) -> bytes:
+        """Read a file of the guest."""
+        with self._agent_errors(), self._lock:
+            return self._guest_agent().pull(path, patient(timeout))
+
     @property
     def console(self) -> Console:
         """The guest's console."""

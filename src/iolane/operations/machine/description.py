@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 
 import msgspec
@@ -12,6 +13,14 @@ from iolane.engines.qemu.kernel import Flavour
 from iolane.errors import IolaneError
 from iolane.operations.passthrough import PassRequest, parse_pass
 from iolane.operations.tracing import TraceRequest
+
+
+class EngineName(StrEnum):
+    """What runs a guest."""
+
+    QEMU = "qemu"
+    LIBVIRT = "libvirt"
+
 
 SPARE_PORTS = 4
 """Root ports that are there for what is plugged in later."""
@@ -31,6 +40,9 @@ class MachineDescription(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str | None = None
     """By default `vm0` or the next one that no running machine of the user has."""
+    engine: EngineName = EngineName.QEMU
+    connect: str | None = None
+    """Where libvirt is, by default qemu:///system; for its engine alone."""
     devices: list[str | DeviceDescription] = []
     """NAME[,key=value...] for each."""
     passed: list[str | DeviceDescription] = []
@@ -86,6 +98,8 @@ class MachineDescription(msgspec.Struct, frozen=True, kw_only=True):
         """Refuse at once what can't work, before anything is fetched or started. Raises IolaneError."""
         if self.name is not None:
             check_machine_name(self.name)
+        if self.connect is not None and self.engine is not EngineName.LIBVIRT:
+            raise IolaneError("a connection to libvirt is for its engine", remedy="--engine libvirt")
         if self.boot is not None and (self.initrd or self.append or self.modules):
             raise IolaneError("the system on a disk brings its own kernel, initrd, parameters and modules")
         if self.initrd is not None and not Path(self.initrd).is_file():

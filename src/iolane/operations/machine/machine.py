@@ -35,6 +35,7 @@ from iolane.operations.machine.description import MachineDescription
 from iolane.operations.machine.devices import Held, MachineDevices
 from iolane.operations.machine.engine import Engine, choose_engine, machine_config, provide_passt
 from iolane.operations.machine.events import EventQueue, MachineEvents
+from iolane.operations.machine.guest import Guest, engine_words, make_guest, require_qemu
 from iolane.operations.machine.move_options import MoveOptions
 from iolane.operations.machine.report import machine_report, plugged_device
 from iolane.operations.watching import iommu_watched
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
 
 POWERDOWN_LIMIT = 30.0
 """Seconds for a guest to power itself off."""
-
-
 OUTCOMES = {
     UnplugOutcome.AGREED: EventKind.UNPLUGGED,
     UnplugOutcome.REFUSED: EventKind.UNPLUG_REFUSED,
@@ -96,7 +95,7 @@ class Machine:
         self._name: str | None = self.description.name
         self._started = 0.0
         self._engine: Engine | None = None
-        self._guest: QemuMachine | None = None
+        self._guest: Guest | None = None
         self._devices: MachineDevices | None = None
         self._watched = False
         self._moves: Moves | None = None
@@ -165,11 +164,10 @@ class Machine:
         )
         waiting = self._begin_paused or self._incoming
         config = replace(config, shell=self._shell, paused=waiting, incoming=self._incoming)
-        guest = QemuMachine(config, cache)
-        guest.on_dead_server = lambda dead: self.tell(str(dead))
+        guest = make_guest(self.description, config, cache, self.tell)
         guest.on_event = self._on_event
         names = ", ".join(device.id for device in devices.devices) or "no device"
-        self.tell(f"booting with {names} on {engine}")
+        self.tell(f"booting with {names} on {self.engine}")
         self._guest = guest
         self._watch()
         stack.enter_context(guest)
@@ -271,11 +269,16 @@ class Machine:
         return self._name or "machine"
 
     @property
-    def guest(self) -> QemuMachine:
+    def guest(self) -> Guest:
         """The machine on its engine. Raises IolaneError where it does not run."""
         if self._guest is None:
             raise IolaneError(f"machine {self.name} is not running", remedy="start it first")
         return self._guest
+
+    @property
+    def qemu(self) -> QemuMachine:
+        """The same, for what the engine qemu alone can do. Raises IolaneError on another."""
+        return require_qemu(self.guest, self.name)
 
     @property
     def devices(self) -> MachineDevices:
@@ -287,7 +290,7 @@ class Machine:
     @property
     def engine(self) -> str:
         """What runs it, in words."""
-        return "" if self._engine is None else str(self._engine)
+        return engine_words(self.description, self._engine)
 
     @property
     def state(self) -> MachineState:

@@ -33,11 +33,11 @@ class ArrivingGuest:
 
     def incoming(self, settings: MigrationSettings, on_end: Callable[[bool], object]) -> IncomingMigration:
         """QEMU's side."""
-        return IncomingMigration(self.machine.guest.qmp, settings, on_end)
+        return IncomingMigration(self.machine.qemu.qmp, settings, on_end)
 
     def on_lost(self, call: Callable[[], object]) -> None:
         """QEMU has gone."""
-        self.machine.guest.qmp.add_listener(lambda event: None, call)
+        self.machine.qemu.qmp.add_listener(lambda event: None, call)
 
     def on_decision(self, decide: Callable[[bool], bool]) -> None:
         """The operator's word comes over the machine's control socket."""
@@ -60,7 +60,7 @@ class ArrivingGuest:
         machine.let_go()
         try:
             machine.guest.resume()
-            announce(machine.guest.qmp)
+            announce(machine.qemu.qmp)
         except QmpLostError:
             return
         machine.tell_event(EventKind.MIGRATION, "arrived")

@@ -73,9 +73,9 @@ class LeavingGuest:
         if stays := [finding for held in movable if (finding := _stays(held))]:
             reasons = "; ".join(finding.problem for finding in stays)
             raise IolaneError(f"machine {machine.name} can't move: {reasons}", remedy=stays[0].remedy)
-        machine.guest.refuse_busy()
+        machine.qemu.refuse_busy()
         ports = {device.id: device.port for device in machine.guest.plugged}
-        config = machine.guest.config
+        config = machine.qemu.config
         assert config.qemu is not None
         assert config.accelerator is not None
         return Offer(
@@ -98,7 +98,7 @@ class LeavingGuest:
 
     def outgoing(self, settings: MigrationSettings, on_end: Callable[[bool], object]) -> OutgoingMigration:
         """QEMU's side."""
-        return OutgoingMigration(self._machine.guest.qmp, settings, on_end)
+        return OutgoingMigration(self._machine.qemu.qmp, settings, on_end)
 
     def go_on(self) -> None:
         """It stays. Networks are told, for a switch may have learnt otherwise."""
@@ -107,7 +107,7 @@ class LeavingGuest:
         stood_still = machine.guest.paused
         if stood_still and not self._was_paused:
             machine.guest.resume()
-            announce(machine.guest.qmp)
+            announce(machine.qemu.qmp)
         machine.tell_event(EventKind.MIGRATION, "the machine stays here")
 
     def doubt(self, reason: str) -> None:

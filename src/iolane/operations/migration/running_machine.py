@@ -26,7 +26,7 @@ class RunningMachine:
 
     def guest_address(self, identity: str) -> PcieId:
         """Where the guest finds a device."""
-        return guest_address(self._machine.guest.qmp, identity)
+        return guest_address(self._machine.qemu.qmp, identity)
 
     def why_not_unplug(self, identity: str) -> str | None:
         """Why the engine refuses to unplug a device; None where it does not."""
