@@ -333,7 +333,7 @@ class Faults:
 
 
 def runs(machine: Machine) -> bool:
-    return machine.guest.running and machine.guest.qmp.execute("query-status")["status"] == "running"
+    return machine.guest.running and machine.qemu.qmp.execute("query-status")["status"] == "running"
 
 
 GENTLE = ("link_cut", "commit_lost", "answer_lost", "cancelled", "server_there_killed", "back_end_missing")

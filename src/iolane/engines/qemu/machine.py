@@ -248,17 +248,19 @@ class QemuMachine:
 
     @property
     def plugged(self) -> list[MachineDevice]:
-        """What is plugged in, with ports."""
-        return self._slots_now().plugged
+        """What is plugged in, with ports; what it begins with until it has begun."""
+        slots = self._slots
+        return list(self.config.devices) if slots is None else slots.plugged
 
     @property
     def leaving(self) -> frozenset[str]:
         """The devices that the guest was asked to let go of, and has not yet."""
-        return self._slots_now().leaving
+        slots = self._slots
+        return frozenset() if slots is None else slots.leaving
 
     def why_not_unplug(self, identity: str) -> str | None:
         """Why QEMU would not survive that a device is removed; None where it does."""
-        why = self._slots_now().why_not_unplug(identity)
+        why = None if self._slots is None else self._slots.why_not_unplug(identity)
         return None if why is None else why[0]
 
     def migrate_to(self, destination: QemuMachine, timeout: float = 120.0) -> Migration:

@@ -129,7 +129,7 @@ class Slots:
 
     def why_not_unplug(self, identity: str) -> tuple[str, str] | None:
         """Why QEMU would not survive that this device is removed, and the way out; None where it does."""
-        device = self._plugged[identity]
+        device = self._plugged.get(identity)
         if not isinstance(device, VfioUserDevice):
             return None
         if device.virtual:

@@ -196,6 +196,15 @@ class MachineDevices:
         while self._paused:
             self._paused.pop().device.resume()
 
+    def check_boot(self) -> None:
+        """Refuse to boot from a device that is not there."""
+        boot = self._description.boot
+        if boot is not None and boot not in self._held:
+            raise IolaneError(
+                f"there is no device '{boot}' to boot from",
+                remedy=f"there are: {', '.join(self._held) or 'none'}",
+            )
+
     def refuse_images_in_use(self) -> None:
         """Raise IolaneError where a disk's image is in use, by others or twice."""
         if problems := images_in_use(self.servers):

@@ -19,6 +19,7 @@ from iolane.engines.qemu.probe import choose_accelerator
 from iolane.engines.qemu.provision import Qemu, obtain_qemu
 from iolane.engines.qemu.vmlinux import uncompressed
 from iolane.operations.machine.description import MachineDescription, is_file, is_path
+from iolane.operations.machine.devices import MachineDevices
 
 STOCK_DRIVERS = {
     "nvme": ("nvme",),
@@ -80,24 +81,20 @@ def machine_config(
     description: MachineDescription,
     name: str,
     engine: Engine,
-    devices: Sequence[MachineDevice],
-    kinds: set[str],
-    drivers: Sequence[str],
+    devices: MachineDevices,
     cache: Cache,
 ) -> MachineConfig:
-    """What the engine is told. `kinds` are the names of the devices, `drivers` those that passed functions
-    had here.
-    """
+    """What the engine is told."""
     kernel = None if description.boot is not None else _kernel(description, cache)
     console_log = description.console_log
     return MachineConfig(
         name=name,
         memory_mib=description.memory_mib,
         cpus=description.cpus,
-        devices=[_bootable(device, description.boot) for device in devices],
+        devices=[_bootable(device, description.boot) for device in devices.devices],
         kernel=kernel,
         initrd=None if description.initrd is None else Path(description.initrd),
-        content=_content(description, kernel, kinds, drivers, cache),
+        content=_content(description, kernel, devices.kinds, devices.passed.drivers, cache),
         append=description.append,
         iommu=description.iommu,
         ports=description.port_count,

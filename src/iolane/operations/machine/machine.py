@@ -145,7 +145,7 @@ class Machine:
         devices = MachineDevices(self.description, self._name, control)
         provide_passt(devices.specifications, cache)
         self._devices = stack.enter_context(devices)
-        self._check_boot(devices)
+        devices.check_boot()
         if not self._incoming:  # the source has them, until the guest is here
             devices.refuse_images_in_use()
         with INTERRUPTION.held():
@@ -153,16 +153,8 @@ class Machine:
         if self._before_boot is not None:
             self._before_boot()
         engine = self._engine = choose_engine(self.description, cache)
-        config = machine_config(
-            self.description,
-            self._name,
-            engine,
-            devices.devices,
-            devices.kinds,
-            devices.passed.drivers,
-            cache,
-        )
         waiting = self._begin_paused or self._incoming
+        config = machine_config(self.description, self._name, engine, devices, cache)
         config = replace(config, shell=self._shell, paused=waiting, incoming=self._incoming)
         guest = make_guest(self.description, config, cache, self.tell)
         guest.on_event = self._on_event
@@ -173,14 +165,6 @@ class Machine:
         stack.enter_context(guest)
         if guest.config.has_agent and not waiting:
             self.tell(f"up after {guest.boot_seconds:.1f} s")
-
-    def _check_boot(self, devices: MachineDevices) -> None:
-        names = [device.id for device in devices.devices]
-        if self.description.boot is not None and self.description.boot not in names:
-            raise IolaneError(
-                f"there is no device '{self.description.boot}' to boot from",
-                remedy=f"there are: {', '.join(names) or 'none'}",
-            )
 
     def stop(self) -> None:
         """End it at once and give back all it held. Harmless when repeated."""

@@ -45,7 +45,7 @@ class ArrivingGuest:
 
     def take_images(self) -> None:
         """Before anything runs here: the source has let go of them. Whoever serves a device must be there."""
-        guest = self.machine.guest
+        guest = self.machine.qemu
         if gone := unreachable(guest.qmp, guest.plugged):
             raise IolaneError(
                 f"the server of {', '.join(gone)} has gone", remedy="start it again, then migrate"

@@ -178,7 +178,7 @@ def anchored_text(held: Held) -> str:
 def moves_itself(machine: Machine, held: Held) -> bool:
     """Whether a device is a physical function that QEMU moves: its driver here reports that it can."""
     device = held.device
-    return isinstance(device, VfioPciDevice) and moves_along(machine.guest.qmp, device.address)
+    return isinstance(device, VfioPciDevice) and moves_along(machine.qemu.qmp, device.address)
 
 
 def _stays(held: Held) -> Finding | None:
