@@ -11,7 +11,6 @@ from typing import Self
 import msgspec
 
 from iolane.carriers.control import ControlServer, DeviceReport
-from iolane.devices.registry import carrier_of
 from iolane.devices.specification import Carrier, DeviceSpecification, parse
 from iolane.engines.qemu.command_line import MachineDevice, VfioUserDevice
 from iolane.engines.qemu.vhost_user import VhostUserDevice
@@ -242,7 +241,7 @@ def machine_device(endpoint: Endpoint) -> MachineDevice:
 def _held_of(endpoint: Endpoint, wanted: DeviceSpecification, port: str | None, *, hot: bool) -> Held:
     device = replace(machine_device(endpoint), port=port)
     named = msgspec.structs.replace(wanted, id=endpoint.name)
-    carrier = carrier_of(wanted) if wanted.socket is None else wanted.carrier or Carrier.VFIO_USER
+    carrier = Carrier.VFIO_USER if endpoint.virtio is None else Carrier.VHOST_USER
     paravirtual = endpoint.virtio is not None or wanted.name in VIRTIO
     return Held(
         description=DeviceDescription(named.whole_text(), port),

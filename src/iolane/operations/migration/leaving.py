@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 import msgspec
 
 from iolane.carriers.control import EventKind, MachineState
-from iolane.devices.specification import Carrier, parse
+from iolane.devices.specification import parse
 from iolane.devices.virtio.block import Block
 from iolane.engines.qemu.command_line import Accelerator
 from iolane.engines.qemu.migration import OutgoingMigration, announce
 from iolane.engines.qemu.migration_settings import MigrationSettings
-from iolane.engines.qemu.qmp import QmpError
 from iolane.engines.qemu.vfio import VfioPciDevice, moves_along
 from iolane.engines.qemu.vhost_user import VhostUserDevice
 from iolane.errors import IolaneError
@@ -184,15 +182,9 @@ def moves_itself(machine: Machine, held: Held) -> bool:
 def _stays(held: Held) -> Finding | None:
     """Why a device can't move with the machine."""
     device = held.device
-    if held.lane == PASSTHROUGH or held.carrier != Carrier.VHOST_USER.value:
+    if not isinstance(device, VhostUserDevice):
         lane = PASSTHROUGH if held.lane == PASSTHROUGH else EMULATED
         return Finding(f"{device.id}: {WHY[lane]}", WAY_OUT[lane])
-    if isinstance(device, VhostUserDevice) and device.frail:
+    if device.frail:
         return Finding(f"{device.id}: QEMU's front end of it does not migrate", "unplug it first")
     return None
-
-
-def end_in_doubt(machine: Machine) -> None:
-    """Its owner ends a machine that stands still in doubt; nothing is done for the guest."""
-    with contextlib.suppress(QmpError, IolaneError):
-        machine.abort()
