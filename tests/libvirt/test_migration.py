@@ -158,7 +158,7 @@ def test_it_moves_there_and_back_under_load(
         work_on(guest, "disk", 500)
         work_on(guest, "echo", 1 << 19)
         verdict = "until [ -e /tmp/{0}.verdict ]; do sleep 0.05; done; cat /tmp/{0}.verdict"
-        assert guest.check("touch /tmp/stop; " + verdict.format("disk"), timeout=120).strip() == RIGHT
+        assert guest.check("touch /tmp/stop; " + verdict.format("disk")).strip() == RIGHT
         said, _ = peer.communicate("")
         sent, received, wrong = map(int, re.findall(r"\d+", said))
         assert (received, wrong) == (sent, 0)

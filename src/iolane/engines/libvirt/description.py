@@ -34,6 +34,7 @@ class DomainDescription:
     ports: int = 8
     """Root ports, for devices that come later."""
     devices: Sequence[MachineDevice] = ()
+    """Functions of the host among them are held already."""
     attached: Sequence[Attached] = ()
     """What iolane has to know of the devices to serve them."""
     kernel: Path | None = None
@@ -101,7 +102,7 @@ def _devices(domain: DomainDescription) -> ET.Element:
     disks = iter(f"vd{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")
     for device in domain.devices:
         if is_known_to_libvirt(device):
-            element = device_element(device, reconnect=domain.reconnect)
+            element = device_element(device, reconnect=domain.reconnect, managed=False)
             if (target := element.find("target")) is not None:
                 target.set("dev", next(disks))
             devices.append(element)

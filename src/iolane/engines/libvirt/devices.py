@@ -42,8 +42,10 @@ MSIX_REFUSAL = "it presents MSI-X, and QEMU aborts when a vfio-user device with 
 class DomainDevices:
     """The devices of one domain."""
 
-    def __init__(self, domain: Domain) -> None:
+    def __init__(self, domain: Domain, *, managed: bool = True) -> None:
         self.domain = domain
+        self._managed = managed
+        """libvirt takes functions of the host and gives them back."""
 
     # -- the running domain -------------------------------------------------------------------------------
 
@@ -141,7 +143,7 @@ class DomainDevices:
 
     def _element(self, device: MachineDevice, document: str, qemu: tuple[int, ...]) -> ET.Element:
         again = reconnects(self.domain.connection.version, qemu)
-        return device_element(device, target=free_disk_name(document), reconnect=again)
+        return device_element(device, target=free_disk_name(document), reconnect=again, managed=self._managed)
 
     def _check(self, document: str, device: MachineDevice) -> None:
         require_qemu(document)

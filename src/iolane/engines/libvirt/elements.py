@@ -48,14 +48,22 @@ def reconnects(libvirt: int, qemu: tuple[int, ...]) -> bool:
     return libvirt >= RECONNECT_LIBVIRT or qemu < NO_RECONNECT_QEMU
 
 
-def device_element(device: MachineDevice, *, target: str | None = None, reconnect: bool = True) -> ET.Element:
-    """<disk>, <interface> or <hostdev>; `target` is the name a disk is known by in its domain.
+def device_element(
+    device: MachineDevice, *, target: str | None = None, reconnect: bool = True, managed: bool = True
+) -> ET.Element:
+    """<disk>, <interface> or <hostdev>.
+
+    Args:
+        device: what it is for.
+        target: the name a disk is known by in its domain.
+        reconnect: QEMU connects again to a server that went away, see `reconnects`.
+        managed: libvirt takes a function of the host and gives it back; else somebody else does.
 
     Raises:
         IolaneError: libvirt has no element for it.
     """
     if isinstance(device, VfioPciDevice):
-        return _hostdev(device)
+        return _hostdev(device, managed)
     if isinstance(device, VhostUserDevice) and device.kind is DeviceType.BLOCK:
         return _disk(device, target or "vda", reconnect)
     if isinstance(device, VhostUserDevice) and device.kind is DeviceType.NET:
@@ -97,9 +105,9 @@ def _interface(device: VhostUserDevice, reconnect: bool) -> ET.Element:
     return interface
 
 
-def _hostdev(device: VfioPciDevice) -> ET.Element:
-    """A function of the host (formatdomain, "Host device assignment"); libvirt takes it and gives it back."""
-    hostdev = ET.Element("hostdev", mode="subsystem", type="pci", managed="yes")
+def _hostdev(device: VfioPciDevice, managed: bool) -> ET.Element:
+    """A function of the host (formatdomain, "Host device assignment")."""
+    hostdev = ET.Element("hostdev", mode="subsystem", type="pci", managed="yes" if managed else "no")
     source = ET.SubElement(hostdev, "source")
     where = device.address
     ET.SubElement(

@@ -231,7 +231,7 @@ class LibvirtMachine:
     def plug(self, device: MachineDevice) -> MachineDevice:
         """Plug a device in; libvirt chooses the port of what it has an element for."""
         device.check()
-        DomainDevices(self.domain).plug(device)
+        DomainDevices(self.domain, managed=False).plug(device)
         self._plugged[device.id] = device
         return device
 

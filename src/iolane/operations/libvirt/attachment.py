@@ -81,8 +81,11 @@ def attach(request: AttachRequest, report: Report) -> list[AttachedDevice]:
         done = [_attach_device(domain, each, request, undo) for each in wanted]
         done += [_attach_function(domain, each, request, undo) for each in functions]
         undo.pop_all()
-    if any(each.persistent and each.socket is not None for each in done) and not is_installed():
-        report("nobody serves these devices when the domain starts: iolane libvirt-hook --install")
+    if any(each.socket is not None for each in done) and not is_installed():
+        report(
+            "libvirt does not call iolane: servers stay when the domain has ended, and none is there when it"
+            " starts again; iolane libvirt-hook --install"
+        )
     return done
 
 

@@ -74,7 +74,7 @@ tsc=reliable cryptomgr.notests rcupdate.rcu_expedited=1 random.trust_cpu=on iola
       <model type="virtio" />
       <alias name="ua-net0" />
     </interface>
-    <hostdev mode="subsystem" type="pci" managed="yes">
+    <hostdev mode="subsystem" type="pci" managed="no">
       <source>
         <address domain="0x0000" bus="0x01" slot="0x00" function="0x0" />
       </source>
