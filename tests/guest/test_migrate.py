@@ -139,7 +139,7 @@ def test_over_tcp_with_certificates(folder: Path, tmp_path: Path, certificates: 
             try:
                 kept = there.check("cat /tmp/kept; dd if=/dev/vda of=/dev/null bs=64k 2>/dev/null")
                 assert kept == "before\n"
-                tls = there.guest.qmp.execute("query-migrate-parameters")["tls-creds"]
+                tls = there.qemu.qmp.execute("query-migrate-parameters")["tls-creds"]
                 assert tls == "migration.tls"
             finally:
                 there.stop()
