@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import socket
 import threading
 import time
@@ -20,7 +21,13 @@ import pytest
 
 from iolane.carriers.vhost_user import FrontEnd, SharedMemory, VhostUserServer
 from iolane.carriers.vhost_user.choice import PLANES
-from iolane.carriers.vhost_user.protocol import VhostFeature
+from iolane.carriers.vhost_user.protocol import (
+    DEVICE_STATE,
+    PHASE_STOPPED,
+    Request,
+    TransferDirection,
+    VhostFeature,
+)
 from iolane.memory.signals import take
 from iolane.model.workers import Workers
 from iolane.testing.drivers.virtio import DriverMemory
@@ -212,6 +219,23 @@ def test_other_interrupts_that_would_wait(peer: Peer, kind: str) -> None:
         peer.ask()
     peer.lock_is_free()
     peer.stop_ring(3)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_state_that_would_wait(peer: Peer) -> None:
+    """Who reads its pipe sees a byte, and then waits for the next, if the peer has its way."""
+    reader, writer = os.pipe()
+    peer.rescue = lambda: os.write(writer, b"y")
+    client = peer.front.client
+    load = DEVICE_STATE.pack(TransferDirection.LOAD, PHASE_STOPPED)
+    assert client.ask_u64(Request.SET_DEVICE_STATE_FD, load, [reader]) == 1 << 8
+    os.set_blocking(reader, True)
+    os.write(writer, b"x")
+    peer.wait(lambda: not select.select([reader], [], [], 0)[0])
+    answers: list[int] = []
+    peer.within(lambda: answers.append(client.ask_u64(Request.CHECK_DEVICE_STATE)))
+    assert answers != [0]
     os.close(reader)
     os.close(writer)
 

@@ -8,6 +8,7 @@ import select
 import threading
 from enum import Enum
 
+from iolane.carriers.descriptors import SignalKind, prepare_signal
 from iolane.carriers.vhost_user.protocol import DEVICE_STATE, PHASE_STOPPED, VRING_NO_FD, TransferDirection
 from iolane.carriers.vhost_user.rejection import RefusedError, Rejection
 from iolane.carriers.vhost_user.session import Session
@@ -32,7 +33,7 @@ class Transfer:
     that went.
 
     Args:
-        fd: the pipe's end; taken over.
+        fd: the pipe's end, which never blocks; taken over.
         data: what to write; None: read.
     """
 
@@ -42,7 +43,6 @@ class Transfer:
         self._fd = fd
         self._writing = data is not None
         self._asked = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="device state", daemon=True)
         self._thread.start()
 
@@ -118,6 +118,10 @@ class DeviceStateCommands:
         unfit = os.O_RDONLY if saving else os.O_WRONLY
         if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == unfit:
             raise RefusedError(Rejection.FD_KIND, "the pipe's other end")
+        try:
+            prepare_signal(fd, SignalKind.PIPE)
+        except IolaneError as error:
+            raise RefusedError(Rejection.FD_KIND, str(error)) from None
         data = self._save() if saving else None
         self._loading = not saving
         self._transfer = Transfer(message.take_fd(), data)

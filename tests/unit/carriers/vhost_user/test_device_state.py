@@ -107,6 +107,14 @@ def test_the_wrong_end_of_a_pipe(raw: RawFront, rejected: Callable[[Rejection], 
     os.close(writer)
 
 
+def test_what_is_no_pipe(raw: RawFront, rejected: Callable[[Rejection], int]) -> None:
+    with open("/dev/null", "r+b") as null:
+        assert (
+            raw.number(Request.SET_DEVICE_STATE_FD, SAVE, fds=[null.fileno()]) == 0x100 | errno.EBADFD & 0xFF
+        )
+    assert rejected(Rejection.FD_KIND) == 1
+
+
 def test_a_front_end_that_goes_in_the_middle(server: VhostUserServer, memory: SharedMemory) -> None:
     before = open_fds()
     with FrontEnd(server.path, [memory]) as front:
