@@ -12,6 +12,8 @@ class Signaller:
     `close`.
     """
 
+    def open(self) -> None:
+        """Take what it needs now: a file and a context for asynchronous I/O, where there is one."""
     def signal(self, fd: int) -> None:
         """Signal. What is full has been signalled, and a pipe or socket that nobody reads needs no signal."""
     def close(self) -> None:

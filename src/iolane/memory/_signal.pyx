@@ -65,6 +65,11 @@ cdef class Signaller:
     def __dealloc__(self):
         self._give_back()
 
+    def open(self):
+        """Take what it needs now: a file and a context for asynchronous I/O, where there is one."""
+        if not self.context:
+            self._open()
+
     def close(self):
         """Give back what it holds. Takes the kernel some 30 ms. While nobody signals."""
         with nogil:

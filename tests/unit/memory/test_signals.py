@@ -79,8 +79,11 @@ def test_it_holds_nothing_before_and_after(signaller: Signaller) -> None:
     fd = os.eventfd(0)
     before = open_fds()
     for _ in range(3):
+        signaller.open()
+        held = open_fds()
+        assert held > before
         signaller.signal(fd)
-        assert open_fds() > before
+        assert open_fds() == held
         signaller.close()
         signaller.close()
         assert open_fds() == before

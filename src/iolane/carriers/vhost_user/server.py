@@ -49,6 +49,9 @@ class VhostUserServer(SocketServer[Connection, Statistics]):
         self._written = WrittenConfig()
         self._signaller = Signaller()
 
+    def _attached(self) -> None:
+        self._signaller.open()
+
     def stop(self) -> None:
         """See `SocketServer.stop`."""
         super().stop()
