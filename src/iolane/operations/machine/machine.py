@@ -100,7 +100,7 @@ class Machine:
         self._watched = False
         self._moves: Moves | None = None
         self._held_for = ""
-        self._held_by: int | None = None
+        self._held_by: threading.Thread | None = None
         self.stopped_by: str | None = None
         """Who has asked for the end, where somebody has."""
         self.moved_to: str | None = None
@@ -208,7 +208,7 @@ class Machine:
         are refused with `why` and see `phase`. What others are about is waited for.
         """
         with self._changing, self._holding:
-            self._held_for, self._held_by, self._phase = why, threading.get_ident(), phase
+            self._held_for, self._held_by, self._phase = why, threading.current_thread(), phase
 
     def let_go(self) -> None:
         """Anybody may, again."""
@@ -216,7 +216,7 @@ class Machine:
             self._held_by = self._phase = None
 
     def _refuse_held(self) -> None:
-        if self._held_by not in (None, threading.get_ident()):
+        if self._held_by is not None and self._held_by is not threading.current_thread():
             raise IolaneError(
                 f"machine {self.name} is left alone: {self._held_for}",
                 remedy=f"iolane migrate --cancel {self.name}, or --resolve where it is in doubt",

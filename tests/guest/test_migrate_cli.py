@@ -1,0 +1,123 @@
+"""`iolane migrate` and `iolane receive` as an operator uses them: a machine goes from process to process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from iolane.operations.machine import Machine, MachineDescription
+from iolane.testing.operations_link import CuttableLink
+
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(400)]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Short, because socket paths are."""
+    with tempfile.TemporaryDirectory(prefix="iolane-test-") as name:
+        yield Path(name)
+
+
+class Receiving:
+    """`iolane receive`. A context manager."""
+
+    def __init__(self, path: Path, name: str, *options: str) -> None:
+        self.uri = f"unix:{path}"
+        command = [sys.executable, "-m", "iolane", "receive", self.uri, "--name", name, "--json", *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.says() == {"waiting": self.uri}
+
+    def says(self) -> dict[str, object]:
+        assert self.process.stdout is not None
+        return dict(json.loads(self.process.stdout.readline()))
+
+    def ended(self) -> dict[str, object]:
+        said = self.says()
+        assert self.process.wait(60) == 0
+        return said
+
+    def __enter__(self) -> Receiving:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.terminate()
+        self.process.communicate(timeout=60)
+
+
+def iolane(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "iolane", *words], capture_output=True, text=True, timeout=120
+    )
+
+
+def state(name: str) -> str:
+    shown = json.loads(iolane("ps", "--json").stdout)
+    [found] = [each["state"] for each in shown if each["name"] == name]
+    return str(found)
+
+
+def test_from_process_to_process(folder: Path, tmp_path: Path) -> None:
+    """Asked first, moved, in doubt and resolved, moved back into this process, where the guest is asked."""
+    image = tmp_path / "disk.raw"
+    with image.open("wb") as file:
+        file.truncate(1 << 20)
+    one, two, three = (f"{name}-{folder.name[-6:]}" for name in ("one", "two", "three"))
+    with ExitStack() as stack:
+        machine = stack.enter_context(
+            Machine(MachineDescription(name=one, memory_mib=128, devices=[f"block,image={image},id=disk"]))
+        )
+        machine.check(
+            "echo kept | dd of=/dev/vda bs=512 conv=sync oflag=direct 2>/dev/null; echo kept >/tmp/x"
+        )
+
+        # the CLI asks, and moves it
+        second = stack.enter_context(Receiving(folder / "2", two))
+        asked = iolane("migrate", one, second.uri, "--dry-run")
+        assert (asked.returncode, asked.stdout) == (0, f"{one} would be taken\n")
+        refused = iolane("migrate", one, f"unix:{folder / 'nobody'}")
+        assert refused.returncode == 1
+        assert "nobody receives" in refused.stderr
+        assert "iolane receive" in refused.stderr
+        moved = iolane("migrate", one, second.uri, "--json")
+        end = json.loads(moved.stdout.splitlines()[-1])
+        assert (moved.returncode, end["outcome"]) == (0, "moved"), moved
+        assert 0 < end["downtime"] < end["seconds"]
+        assert second.says() == {"arrived": two}
+        machine.wait_end(30)
+        assert machine.moved_to == second.uri
+        machine.stop()
+        assert state(two) == "running"
+
+        # the link is cut inside the handshake
+        third = stack.enter_context(Receiving(folder / "3", three))
+        link = stack.enter_context(CuttableLink(folder / "link", folder / "3"))
+        link.stop_at(b'{"say":"commit"')
+        doubt = iolane("migrate", two, str(link.place))
+        assert doubt.returncode == 3, doubt
+        assert f"iolane migrate --resolve {two}" in doubt.stderr
+        assert (state(two), state(three)) == ("in-doubt", "in-doubt")
+        for name in (two, three):
+            assert "is left alone" in iolane("resume", name).stderr
+        advice = iolane("migrate", "--resolve", three)
+        assert advice.returncode == 1
+        assert f"iolane migrate --resolve {three} --here" in advice.stderr
+        link.mend()
+        resolved = iolane("migrate", "--resolve", two)
+        assert (resolved.returncode, resolved.stdout) == (0, f"{two} has moved\n"), resolved
+        assert second.ended() == {"ended": two, "moved_to": str(link.place)}
+        assert third.says() == {"arrived": three}
+        assert state(three) == "running"
+        assert iolane("migrate", "--cancel", three).returncode == 1
+        assert "nothing about machine" in iolane("migrate", "--resolve", three).stderr
+
+        # the guest is none the worse
+        assert iolane("stop", three).returncode == 0
+        assert third.ended() == {"ended": three, "moved_to": None}
+    assert image.read_bytes().startswith(b"kept")
