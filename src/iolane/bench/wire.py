@@ -23,7 +23,7 @@ HOST, GUEST = "10.74.1.1", "10.74.1.2"
 IPV4, ARP = 0x0800, 0x0806
 ICMP, ECHO, ECHO_REPLY = 1, 8, 0
 IDENTIFIER = 0x10
-INTERVAL = 0.005
+INTERVAL = 0.01
 """Seconds from one question to the next."""
 LENGTH = struct.Struct(">I")
 LONGEST_FRAME = 65_550

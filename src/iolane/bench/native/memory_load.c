@@ -43,6 +43,7 @@ int main(int argc, char **argv)
     uint64_t pages = size / PAGE, each = (strtoull(argv[2], 0, 10) << 20) / PAGE / ROUNDS;
     uint64_t reads = strtoull(argv[4], 0, 10), owed = 0, place = 0;
     unsigned char *memory = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    madvise(memory, size, MADV_HUGEPAGE); /* else the faults of filling it take longest */
     void *block = aligned_alloc(PAGE, PAGE);
     if (memory == MAP_FAILED || !block)
         fail("memory");
