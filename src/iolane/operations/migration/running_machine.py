@@ -21,7 +21,8 @@ class RunningMachine:
         self._machine = machine
 
     def run(self, command: str, *, timeout: float) -> Answer:
-        """Run a shell command in the guest."""
+        """Run a shell command in the guest; refused while one runs."""
+        self._machine.guest.refuse_busy()
         return self._machine.run(command, timeout=timeout)
 
     def guest_address(self, identity: str) -> PcieId:
