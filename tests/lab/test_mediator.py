@@ -19,7 +19,9 @@ from iolane.model.trace.replay import Replay, ReplayResult
 from tests.unit.devices.nvme.broken_models import ADMIN_STATUSES, BROKEN, EXPLAINED
 
 MAP = "iolane.devices.nvme.registers:NvmeRegisters"
-SECONDS = 600.0
+SECONDS = 1500.0
+"""For a guest in the lab, traced access by access, on a machine that may be busy."""
+pytestmark = pytest.mark.timeout(1800)
 LIAR = """
 from iolane.devices.nvme.registers import NvmeRegisters
 from iolane.model.trace import TraceLevel
