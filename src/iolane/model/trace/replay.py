@@ -100,6 +100,7 @@ class Replay:
         self._left_behind = MemoryComparison()
         self._memory = -1
         self._polls = _polls(recording.events)
+        self._without_news = _without_news(recording.events)
 
     def run(self) -> ReplayResult:
         """Do it. The device is left as the recording's end left it.
@@ -160,7 +161,7 @@ class Replay:
             if event.op in ("read", "write"):
                 self._access(number, event)
             elif event.op == "interrupt":
-                self._interrupt(event)
+                self._interrupt(number, event)
             elif event.op == "map":
                 permission = Permission(event.permission)
                 device.dma.map(
@@ -217,10 +218,11 @@ class Replay:
         for difference in compare_registers(event.line, target, event.value, value):
             self._tell(difference)
 
-    def _interrupt(self, event: RecordedEvent) -> None:
+    def _interrupt(self, number: int, event: RecordedEvent) -> None:
         self.result.interrupts += 1
         key = event.kind, event.vector
-        if not self._raised[key] and self._told_at.get(key) == self._told:
+        again = key in self._told_at and number in self._without_news
+        if not self._raised[key] and (again or self._told_at.get(key) == self._told):
             self.result.timing += 1  # one interrupt of the model's for several of the hardware's
         elif not self._raised[key]:
             name = f"interrupt.{event.kind.upper()}[{event.vector}]"
@@ -286,6 +288,22 @@ def _polls(events: list[RecordedEvent]) -> dict[int, _Poll]:
             run.append(number)
     end()
     return found
+
+
+def _without_news(events: list[RecordedEvent]) -> frozenset[int]:
+    """Interrupts behind which nothing was left in memory, of vectors that tell of memory else: the hardware
+    said again what it had said before.
+    """
+    bare: dict[tuple[str, int], list[int]] = {}
+    telling: set[tuple[str, int]] = set()
+    for number, event in enumerate(events):
+        if event.op == "interrupt":
+            key = event.kind, event.vector
+            if events[number + 1 : number + 2] and events[number + 1].op == "left":
+                telling.add(key)
+            else:
+                bare.setdefault(key, []).append(number)
+    return frozenset(number for key in telling for number in bare.get(key, ()))
 
 
 def _kind(name: str) -> InterruptIndex:

@@ -124,6 +124,18 @@ def test_a_missing_interrupt(recording: Path) -> None:
     assert "interrupt.MSIX[1]" in result.places
 
 
+def test_an_interrupt_that_says_nothing_new(recording: Path) -> None:
+    """The hardware raised a vector twice for one completion, and in between was asked for something else."""
+    lines = recording.read_bytes().splitlines(keepends=True)
+    ours = [line for line in lines if b'"interrupt"' in line and b'"vector":1' in line]
+    behind = next(number for number, line in enumerate(lines) if b'"vector":2' in line)
+    recording.write_bytes(b"".join([*lines[:behind], ours[0], *lines[behind:]]))
+    result = replay(recording, Nvme(backend=MemoryBackend(DISK)))
+    assert result.first is None
+    assert result.timing == 1
+    assert "interrupt.MSIX[1]" in replay(recording, Silent()).places
+
+
 class NeverReady(Nvme):
     """CSTS.RDY stays 0: found at the end of the guest's poll."""
 
