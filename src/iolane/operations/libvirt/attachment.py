@@ -74,8 +74,7 @@ def attach(request: AttachRequest, report: Report) -> list[AttachedDevice]:
     """Attach all of them or none. Raises IolaneError."""
     functions = [parse_pass(text) for text in request.passed]
     wanted = [parse(text) for text in request.devices]
-    with Connection(request.uri) as connection, ExitStack() as undo:
-        _require_here(connection)
+    with _here(request.uri) as connection, ExitStack() as undo:
         domain = connection.domain(request.domain)
         require_qemu(domain.document())
         done = [_attach_device(domain, each, request, undo) for each in wanted]
@@ -97,8 +96,7 @@ def detach(
     Raises:
         IolaneError: the guest does not let go, and keeps the device; or QEMU would not survive it.
     """
-    with Connection(uri) as connection:
-        _require_here(connection)
+    with _here(uri) as connection:
         domain = connection.domain(domain_name)
         devices, live = DomainDevices(domain), domain.running
         served = [each for each in domain.attached() if each.id == identity]
@@ -160,7 +158,9 @@ def _attach_device(
         _remember(domain, [*domain.attached(), attached], live=True)
         undo.callback(_remember, domain, present, live=True)
     if persistent:
-        _remember(domain, [*domain.attached(inactive=True), attached], live=False)
+        before = domain.attached(inactive=True)
+        _remember(domain, [*before, attached], live=False)
+        undo.callback(_remember, domain, before, live=False)
     return AttachedDevice(
         domain=domain.name,
         id=attached.id,
@@ -231,12 +231,15 @@ def _remember(domain: Domain, devices: list[Attached], *, live: bool) -> None:
     domain.set_attached(devices, live=live, config=not live)
 
 
-def _require_here(connection: Connection) -> None:
+def _here(uri: str | None) -> Connection:
+    """A connection to this host's libvirt, not open yet. Raises IolaneError for another's."""
+    connection = Connection(uri)
     if not connection.is_local:
         raise IolaneError(
             f"{connection.uri} is another host, and devices are served where the domain runs",
             remedy="run iolane there",
         )
+    return connection
 
 
 def _require_function(domain: Domain, identity: str) -> None:
