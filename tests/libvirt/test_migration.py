@@ -170,11 +170,25 @@ def test_it_moves_there_and_back_under_load(
     assert re.findall(r"[0-9a-f]{64}", seen) == [hashlib.sha256(image.read_bytes()).hexdigest()]
 
 
+def test_it_moves_by_the_command_line(hosts: tuple[LibvirtHost, LibvirtHost], guest: Guest) -> None:
+    """`iolane migrate` on the host where it runs; memory goes to the other host's name."""
+    source, destination = sorted(hosts, key=lambda host: NAME not in host.check("virsh list --name"))
+    looked = source.iolane("migrate", NAME, destination.uri, "--dry-run")
+    assert (looked.returncode, looked.stdout) == (0, f"{NAME} would move\n"), looked.stderr
+    done = source.iolane("migrate", NAME, destination.uri, "--downtime", "1000", timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert f"{NAME} runs at {destination.uri} now" in done.stdout
+    assert (served(source), served(destination)) == ([], ["disk0.sock", "net0.sock"])
+    guest.agent_socket = destination.folder / "run/agent.sock"
+    guest.connect()
+    guest.check("dd if=/dev/vda of=/dev/null bs=4096 count=8")
+
+
 def test_it_stays_where_the_destination_can_not_serve_it(
     hosts: tuple[LibvirtHost, LibvirtHost], guest: Guest
 ) -> None:
-    """It runs on the second host now; the first one's network has gone."""
-    one, two = hosts
+    """The network of the host that it is to go to has gone."""
+    two, one = sorted(hosts, key=lambda host: NAME not in host.check("virsh list --name"))
     one.check("ip link del tap0 && ip tuntap add dev tap0 mode tun")  # of another kind
     with pytest.raises(IolaneError, match="the source has it running, the destination not at all"):
         move(guest, two, one)
