@@ -54,7 +54,7 @@ def devices(
     from iolane.carriers.control import serving
 
     while True:
-        servers = [server for _, server in serving()]
+        servers = [server for _, server in serving() if server.devices]  # a machine may serve none itself
         if json:
             print_json(servers, indent=0 if watch else 2)
         else:
