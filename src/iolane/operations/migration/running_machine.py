@@ -22,7 +22,7 @@ class RunningMachine:
 
     def run(self, command: str, *, timeout: float) -> Answer:
         """Run a shell command in the guest; refused while one runs."""
-        self._machine.guest.refuse_busy()
+        self._machine.qemu.refuse_busy()
         return self._machine.run(command, timeout=timeout)
 
     def guest_address(self, identity: str) -> PcieId:
