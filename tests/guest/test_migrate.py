@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from iolane.carriers.control import MachineState
 from iolane.engines.qemu.credentials import TlsCredentials
 from iolane.errors import IolaneError
 from iolane.operations.machine import Machine, MachineDescription
@@ -131,12 +132,15 @@ def test_over_tcp_with_certificates(folder: Path, tmp_path: Path, certificates: 
     with Machine(description) as machine:
         machine.check("echo before >/tmp/kept")
         with Receiver(place, maker, credentials=TlsCredentials(certificates)) as receiver:
+            machine.pause()
             moved = machine.migrate(str(place), tls=certificates)
             assert moved.phase is SourcePhase.MOVED, moved
             arrival = receiver.receive(30)
             assert arrival is not None
             there = arrival.machine.machine  # type: ignore[attr-defined]
             try:
+                assert there.state is MachineState.PAUSED, "as its user wanted it"
+                there.resume()
                 kept = there.check("cat /tmp/kept; dd if=/dev/vda of=/dev/null bs=64k 2>/dev/null")
                 assert kept == "before\n"
                 tls = there.qemu.qmp.execute("query-migrate-parameters")["tls-creds"]

@@ -18,8 +18,9 @@ from iolane.operations.migration.moved_device import Departed
 from iolane.operations.migration.sides import ArrivingMachine, IncomingSide
 from iolane.operations.migration.waiting_stream import WaitingStream
 
-SILENCE = 60.0
-"""Seconds without a word of the source, after which the link is taken for cut."""
+SILENCE = 600.0
+"""Seconds without a word of the source, after which the link is taken for cut: a guest may take its time to
+let go of devices. A host that is gone is noticed sooner, by TCP."""
 
 Post = Callable[[Callable[[], object]], object]
 """Has a call made in the thread that everything else of this arrival is done in."""

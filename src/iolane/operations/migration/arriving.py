@@ -59,7 +59,8 @@ class ArrivingGuest:
         machine = self.machine
         machine.let_go()
         try:
-            machine.guest.resume()
+            if not self._offer.paused:
+                machine.guest.resume()
             announce(machine.qemu.qmp)
         except QmpLostError:
             return

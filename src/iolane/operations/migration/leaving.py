@@ -53,7 +53,7 @@ class LeavingGuest:
     def __init__(self, machine: Machine, beside: Collection[str] = ()) -> None:
         self._machine = machine
         self._beside = frozenset(beside)
-        self._was_paused = False
+        self._was_paused = self._left = False
 
     def begin(self) -> None:
         """From here on nobody else changes the machine."""
@@ -87,6 +87,7 @@ class LeavingGuest:
             cpu_flags=host_cpu_flags() if config.accelerator is Accelerator.KVM else [],
             kernel=self._kernel(),
             boot=description.boot,
+            paused=self._was_paused,
             devices=[self._device(held, ports.get(held.device.id)) for held in movable],
             functions=[
                 OfferedFunction(id=held.device.id, port=ports.get(held.device.id)) for held in functions
@@ -96,14 +97,14 @@ class LeavingGuest:
 
     def outgoing(self, settings: MigrationSettings, on_end: Callable[[bool], object]) -> OutgoingMigration:
         """QEMU's side."""
+        self._left = True
         return OutgoingMigration(self._machine.qemu.qmp, settings, on_end)
 
     def go_on(self) -> None:
-        """It stays. Networks are told, for a switch may have learnt otherwise."""
+        """It stays. Networks are told: QEMU announces a machine that has arrived before it is let go."""
         machine = self._machine
         machine.let_go()
-        stood_still = machine.guest.paused
-        if stood_still and not self._was_paused:
+        if self._left and not self._was_paused:
             machine.guest.resume()
             announce(machine.qemu.qmp)
         machine.tell_event(EventKind.MIGRATION, "the machine stays here")

@@ -103,6 +103,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     kernel: OfferedKernel | None = None
     """None: the system on `boot`."""
     boot: Name | None = None
+    paused: bool = False
+    """Its user has paused it: it stands still at the destination too."""
     devices: Annotated[list[OfferedDevice], msgspec.Meta(max_length=DEVICES)] = []
     functions: Annotated[list[OfferedFunction], msgspec.Meta(max_length=DEVICES)] = []
     later: Annotated[list[LaterDevice], msgspec.Meta(max_length=DEVICES)] = []
