@@ -22,7 +22,7 @@ from iolane.operations.machine.devices import machine_device
 from iolane.operations.serving import DeviceServers
 from tests.libvirt.host import LibvirtHost
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.guest, pytest.mark.slow, pytest.mark.timeout(900)]
 
 MODULES = ("virtio_pci", "virtio_blk", "nvme")
 
