@@ -23,6 +23,7 @@ from iolane.lab.hardware import Iommu, Kind, LabDevice
 from iolane.lab.machine import Lab, LabConfig, LabResult
 from iolane.model.trace.recorded import read_recording
 from iolane.model.trace.replay import Replay
+from tests.lab.conftest import tell
 
 SECONDS = 300.0
 NOWHERE, READ_ONLY, GONE, OTHERS = 0x200_0000, 0x20_0000, 0x30_0000, 0x500_0000
@@ -55,6 +56,23 @@ def test_edu(lab: Lab) -> None:
     assert told["edu dma"] == {"done": [True, True], "equal": True}
     if told["edu reset"]["possible"]:
         assert told["edu after reset"] == {"identification": 0x010000ED}
+
+
+def test_intx_is_a_level(lab: Lab) -> None:
+    """Through the carrier, unmasked by an eventfd as KVM does at the guest's end of interrupt: told once for
+    each time that it is raised, again while it stands (PCI 3.0, 2.2.6), and the host's kernel takes no more
+    interrupts than that: it neither sticks nor storms.
+    """
+    told = drive(lab, "intx", "edu0")
+    assert told["intx raised"] == {"came": 1, "quiet": True, "host": 1}
+    assert told["intx still asserted"] == {"came": 1, "quiet": True}
+    assert told["intx taken back"]["quiet"]
+    assert told["intx raised again"] == {"came": 1, "quiet": True}
+    assert told["intx ended without one"]["quiet"]
+    assert told["intx masked"] == {"quiet": True, "came": 1, "taken_back": True}
+    rounds = told["intx rounds"]
+    assert rounds["came"] == rounds["host"] == rounds["rounds"]
+    assert rounds["quiet"]
 
 
 def test_nvme(lab: Lab) -> None:
@@ -183,6 +201,33 @@ def test_what_is_allowed_still_works(attempts: Attempts) -> None:
     assert attempts.told["allowed read"]["leaked"]
     assert attempts.told["after all that"]["works"]
     assert attempts.told["content"]["equal"]
+
+
+# NVMe virtual functions, not in the lab of all: a namespace that controllers share is a multipath disk.
+
+
+@pytest.fixture(scope="module")
+def vf_lab() -> Iterator[Lab]:
+    with Lab(LabConfig(iommu=Iommu.VTD, devices=[LabDevice(Kind.NVME, vfs=2)]), report=tell) as booted:
+        yield booted
+
+
+@pytest.mark.slow
+def test_nvme_virtual_function(vf_lab: Lab) -> None:
+    """Its controller is offline until it has queues and interrupts (NVMe Base 2.0, 8.26); then it is one like
+    any other, with the disk that all of them share.
+    """
+    told = drive(vf_lab, "nvme_vf", "nvme0")
+    # Controller, online, number of the virtual function, queue pairs, interrupts.
+    assert told["nvme secondaries"]["listed"] == [[1, True, 1, 2, 2], [2, True, 2, 2, 2]]
+    found = told["nvme vf"]
+    assert (found["serial"], found["controller"]) == ("LAB-nvme0", 1)
+    assert bytes.fromhex(found["first"]) == pattern_sector("nvme0", 0)[:SECTOR]
+    assert found["equal"]
+    with vf_lab.image("nvme0").open("rb") as image:
+        assert os.pread(image.fileno(), SECTOR, 4000 * SECTOR) == bytes(range(256)) * 2
+    assert told["nvme other vf"]["reasons"] == []
+    assert told["nvme vfs gone"]["online"] == [False, False]
 
 
 # AMD-Vi.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -12,6 +12,8 @@ from iolane.host.function import HostFunction, Sriov, function_directory, read_f
 from iolane.host.inventory import find_function
 from iolane.host.journal import Journal, MadeFunctions, Step, this_process
 from iolane.host.network import interfaces
+from iolane.host.nvme_admin import CLASS_CODE, DRIVER, DriverAdmin, NvmeAdmin
+from iolane.host.nvme_secondary import bring_online
 from iolane.host.sysfs import Host, HostError
 from iolane.host.users import vfio_users
 from iolane.host.vf_mac import SetMac, checked_mac, set_mac
@@ -20,6 +22,8 @@ from iolane.model.pci.pcie_id import PcieId
 
 _DEADLINE = 30.0
 """Seconds for a driver to bring its virtual functions up."""
+OpenAdmin = Callable[[Host, HostFunction], contextlib.AbstractContextManager[NvmeAdmin]]
+"""Opens the admin queue of a controller."""
 
 
 def make_virtual_functions(
@@ -31,8 +35,10 @@ def make_virtual_functions(
     journal: Journal | None = None,
     owned: bool = False,
     assign_mac: SetMac = set_mac,
+    open_admin: OpenAdmin = DriverAdmin,
 ) -> tuple[PcieId, ...]:
-    """Make `count` virtual functions, without drivers, ready to be taken; `macs` for the first of them.
+    """Make `count` virtual functions, without drivers, ready to be taken; `macs` for the first of them. Those
+    of an NVMe controller get queues and interrupts and are brought online.
 
     They stay until `release` of the physical function, or, `owned`, until this process ends.
 
@@ -61,6 +67,9 @@ def make_virtual_functions(
             made = _make(host, function, count, sriov.autoprobe)
             for number, mac in enumerate(addresses):
                 assign_mac(interface, number, mac)
+            if function.class_code == CLASS_CODE and function.driver == DRIVER:
+                with open_admin(host, function) as admin:
+                    bring_online(admin, count)
         except BaseException:
             with contextlib.suppress(IolaneError):  # the first error is told; the entry stays for another try
                 undo_virtual_functions(host, entry)

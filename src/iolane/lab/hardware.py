@@ -21,6 +21,10 @@ FIRST_INTEGRATED = 0x08
 LAST_PORT = 0x1E
 """Device 0x1f is q35's own: LPC bridge, AHCI and SMBus controllers, which share an IOMMU group."""
 LARGEST_DISK = 1 << 40
+NVME_QUEUE_PAIRS = 64
+"""For I/O, in QEMU's controller unless it is told otherwise. It has a vector for each, and one more."""
+VF_RESOURCES = 2
+"""Queue pairs, and as many vectors, for each virtual function of an NVMe controller."""
 SIZES = {"K": 10, "M": 20, "G": 30}
 
 
@@ -241,14 +245,25 @@ def device_arguments(devices: Sequence[PlacedDevice], images: dict[str, Path]) -
 
 def _nvme(placed: PlacedDevice, image: Path) -> list[str]:
     name, vfs = placed.id, placed.device.vfs
-    # Each VF needs two queue pairs and one interrupt of those that the controller can hand out (NVMe 8.26).
-    flexible = f",sriov_max_vfs={vfs},sriov_vq_flexible={2 * vfs},sriov_vi_flexible={vfs}" if vfs else ""
+    flexible = f",{_flexible(vfs)}" if vfs else ""
+    # Private to one controller, it would be no disk of a virtual function; shared, Linux adds multipath.
+    shared = "on" if vfs else "off"
     drive = f"if=none,id={name}.drive,file={escaped(image)},format=raw,discard=unmap"
     controller = f"nvme,id={name},serial=LAB-{name},bus=rp{placed.port},subsys={name}.subsys{flexible}"
     return [
         *("-drive", drive, "-device", f"nvme-subsys,id={name}.subsys", "-device", controller),
-        *("-device", f"nvme-ns,drive={name}.drive,bus={name},shared=off"),
+        *("-device", f"nvme-ns,drive={name}.drive,bus={name},shared={shared}"),
     ]
+
+
+def _flexible(vfs: int) -> str:
+    """What the controller can hand out to its virtual functions (NVMe 2.0, 8.26): each needs the admin queue,
+    one for I/O, and an interrupt for either. It keeps what it has without them."""
+    resources = VF_RESOURCES * vfs
+    return (
+        f"sriov_max_vfs={vfs},sriov_vq_flexible={resources},sriov_vi_flexible={resources},"
+        f"max_ioqpairs={NVME_QUEUE_PAIRS + resources},msix_qsize={NVME_QUEUE_PAIRS + 1 + resources}"
+    )
 
 
 def _nic(placed: PlacedDevice) -> list[str]:

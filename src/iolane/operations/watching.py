@@ -13,6 +13,10 @@ from iolane.host.faults import Fault
 from iolane.model.pci import PcieId
 
 
+class StoppedByFaultError(IolaneError):
+    """The machine was ended because the IOMMU refused something of its functions, as was asked for."""
+
+
 class FaultTeller:
     """Says which requests of a machine's functions were refused: of any number the first, second, fourth ...,
     since a guest may cause as many as it likes.
@@ -44,11 +48,15 @@ def iommu_watched(
     """Report what the IOMMU refuses these functions; with `stop_on_fault` the first ends the machine.
 
     Where the kernel's log can't be read this is said, and nothing is watched.
+
+    Raises:
+        StoppedByFaultError: a fault came, with `stop_on_fault`: instead of what the machine's end raises.
     """
     teller = FaultTeller(report)
+    stopped: list[Fault] = []
 
     def stop(_: str, fault: Fault) -> None:
-        report(f"the machine is ended by its IOMMU fault: {fault}")
+        stopped.append(fault)
         machine.abort()
 
     monitor = FaultMonitor(
@@ -64,5 +72,15 @@ def iommu_watched(
         report(f"IOMMU faults are not watched: {error}")
     try:
         yield teller
+    except IolaneError as error:
+        if not stopped:
+            raise
+        raise _ended_by(stopped[0]) from error
     finally:
         monitor.stop()
+    if stopped:
+        raise _ended_by(stopped[0])
+
+
+def _ended_by(fault: Fault) -> StoppedByFaultError:
+    return StoppedByFaultError(f"the machine was ended by its IOMMU fault: {fault}")

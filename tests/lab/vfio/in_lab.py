@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,21 @@ from iolane.carriers.vfio.mediator import Mediator
 from iolane.carriers.vfio_user import VfioUserClient
 from iolane.devices.nvme.recorded_memory import NvmeMemory
 from iolane.devices.nvme.registers import NvmeRegisters
+from iolane.host.inventory import find_function
+from iolane.host.nvme_admin import DriverAdmin
+from iolane.host.nvme_secondary import SECONDARIES, parse_secondaries
+from iolane.host.sriov import make_virtual_functions
+from iolane.host.sysfs import Host
+from iolane.host.taking import Taking
+from iolane.host.taking import release as give_back
+from iolane.host.verdict import Survey
 from iolane.model.dma import Permission
 from iolane.model.pci import PcieId
 from iolane.model.trace import TraceLevel
 from iolane.model.trace.recording import Recorder
 from iolane.uapi.vfio import PciRegion
 from tests.lab.vfio.binding import DEVICES, bind, release, virtual_functions
-from tests.lab.vfio.edu import Edu
+from tests.lab.vfio.edu import Edu, Line
 from tests.lab.vfio.igbvf import Igbvf
 from tests.lab.vfio.mediated import ClientFunction
 from tests.lab.vfio.nvme import Nvme
@@ -67,6 +76,43 @@ def edu(address: PcieId) -> None:
         if function.can_reset:
             function.reset()
             say("edu after reset", identification=int(registers.IDENTIFICATION))
+
+
+def intx(address: PcieId) -> None:
+    """A level: it is told again while it stands, and each time that it is raised; never otherwise."""
+    rounds = 100
+    with held(address) as function:
+        line = Line(function)
+        registers = line.registers
+
+        def take_back(cause: int) -> bool:
+            registers.ACKNOWLEDGE = cause
+            line.end()
+            return line.quiet()
+
+        registers.RAISE = 1
+        say("intx raised", came=line.came(), quiet=line.quiet(), host=line.of_the_host())
+        line.end()  # of an interrupt that the guest did not handle
+        say("intx still asserted", came=line.came(), quiet=line.quiet())
+        say("intx taken back", quiet=take_back(1))
+        registers.RAISE = 2
+        say("intx raised again", came=line.came(), quiet=take_back(2))
+        line.end()
+        say("intx ended without one", quiet=line.quiet())
+        line.group.mask(0)
+        registers.RAISE = 4
+        masked = line.quiet()
+        line.group.unmask(0)
+        say("intx masked", quiet=masked, came=line.came(), taken_back=take_back(4))
+        before, came = line.of_the_host(), 0
+        for _ in range(rounds):
+            registers.RAISE = 1
+            came += line.came()
+            registers.ACKNOWLEDGE = 1
+            line.end()
+        quiet = line.quiet()
+        say("intx rounds", rounds=rounds, came=came, host=line.of_the_host() - before, quiet=quiet)
+        line.close()
 
 
 def refused(function: VfioFunction, memory: DmaMemory) -> list[str]:
@@ -147,6 +193,36 @@ def nvme(address: PcieId) -> None:
         function.reset()
         say("nvme FLR", before=enabled, after=(int(device.registers.CC), device.registers.CSTS.RDY))
         device.close()
+
+
+def nvme_vf(address: PcieId) -> None:
+    """A virtual function, made and brought online by the host package: a controller with a disk."""
+    (first, second) = make_virtual_functions(address, 2)
+    try:
+        function = find_function(Host(), address)
+        with DriverAdmin(Host(), function) as admin:
+            listed = parse_secondaries(admin.identify(SECONDARIES))
+        say("nvme secondaries", listed=[astuple(each) for each in listed])
+        with Taking([first]), open_function(first) as held_function:
+            device = Nvme(held_function)
+            data = device.identify()
+            pattern = bytes(range(256)) * 2
+            device.write(4000, pattern)
+            say(
+                "nvme vf",
+                address=str(first),
+                serial=data[4:24].decode().strip(),
+                controller=int.from_bytes(data[78:80], "little"),
+                first=device.read(0).hex(),
+                equal=device.read(4000) == pattern,
+            )
+            device.close()
+        verdict = Survey(Host()).verdict(second)
+        say("nvme other vf", reasons=[each.text for each in verdict.reasons])
+    finally:
+        give_back([address])
+    with DriverAdmin(Host(), function) as admin:
+        say("nvme vfs gone", online=[each.online for each in parse_secondaries(admin.identify(SECONDARIES))])
 
 
 def mediated(address: PcieId) -> None:
@@ -232,7 +308,9 @@ def sysfs(address: PcieId) -> Path:
 WHAT: dict[str, Callable[..., None]] = {
     "edu": edu,
     "blocked": blocked,
+    "intx": intx,
     "nvme": nvme,
+    "nvme_vf": nvme_vf,
     "mediated": mediated,
     "igb": igb,
     "last_act": last_act,

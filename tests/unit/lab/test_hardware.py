@@ -103,7 +103,8 @@ def test_arguments_of_the_devices() -> None:
     assert "igb,id=igb0,bus=rp1,mac=52:54:00:1a:b0:01,romfile=,netdev=igb0.net" in devices
     assert values(arguments, "-netdev") == ["hubport,id=igb0.net,hubid=0"]
     [controller] = [each for each in devices if each.startswith("nvme,")]
-    assert controller.endswith("subsys=nvme0.subsys,sriov_max_vfs=2,sriov_vq_flexible=4,sriov_vi_flexible=2")
+    assert "subsys=nvme0.subsys,sriov_max_vfs=2,sriov_vq_flexible=4,sriov_vi_flexible=4," in controller
+    assert controller.endswith("max_ioqpairs=68,msix_qsize=69")  # 64 and 65 are its own
     assert "file=/tmp/a,,b.raw" in values(arguments, "-drive")[0]
     assert devices[-1] == "edu,id=edu0,addr=0x8,dma_mask=0xfffffff"
 

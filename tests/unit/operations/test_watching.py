@@ -12,7 +12,7 @@ from iolane.host.fault_reasons import FaultKind
 from iolane.host.faults import Fault
 from iolane.model.pci import PcieId
 from iolane.operations import watching
-from iolane.operations.watching import iommu_watched
+from iolane.operations.watching import StoppedByFaultError, iommu_watched
 
 MINE, OTHER = PcieId(0, 1, 0, 0), PcieId(0, 2, 0, 0)
 
@@ -81,12 +81,28 @@ def test_a_guest_that_makes_faults_without_end_is_told_of_seldom(lines: list[str
 
 def test_a_fault_may_end_the_machine(lines: list[str]) -> None:
     machine = FakeMachine()
-    with iommu_watched(cast(QemuMachine, machine), "m", {MINE}, lines.append, stop_on_fault=True):
-        FakeMonitor.made.fault(OTHER)
-        assert machine.aborted == 0
-        FakeMonitor.made.fault(MINE)
-        assert machine.aborted == 1
-    assert lines[-1].startswith("the machine is ended by its IOMMU fault")
+
+    def use() -> None:
+        with iommu_watched(cast(QemuMachine, machine), "m", {MINE}, lines.append, stop_on_fault=True):
+            FakeMonitor.made.fault(OTHER)
+            assert machine.aborted == 0
+            FakeMonitor.made.fault(MINE)
+            assert machine.aborted == 1
+            raise IolaneError("the guest is gone")  # what follows of it
+
+    with pytest.raises(StoppedByFaultError, match=r"ended by its IOMMU fault: 0000:01:00\.0 \(m\): DMA"):
+        use()
+    assert [line.split(":")[0] for line in lines] == ["IOMMU fault"]
+
+
+def test_a_fault_in_the_last_moment_is_told_by_the_exit_code_too(lines: list[str]) -> None:
+    machine = cast(QemuMachine, FakeMachine())
+    with pytest.raises(StoppedByFaultError):
+        with iommu_watched(machine, "m", {MINE}, lines.append, stop_on_fault=True):
+            FakeMonitor.made.fault(MINE)
+    with pytest.raises(IolaneError, match="something else"):
+        with iommu_watched(machine, "m", {MINE}, lines.append, stop_on_fault=True):
+            raise IolaneError("something else")
 
 
 def test_a_log_that_may_not_be_read(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

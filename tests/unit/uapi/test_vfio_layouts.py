@@ -7,7 +7,7 @@ from struct import Struct
 
 import pytest
 
-from iolane.uapi import iommufd, vfio_layouts
+from iolane.uapi import iommufd, nvme_ioctl, vfio_layouts
 
 INCLUDE = Path("/usr/include/linux")
 # Our layout: (the struct, its last member, how many bytes that ends before the end of ours).
@@ -92,3 +92,11 @@ def test_iommufd(tmp_path: Path) -> None:
     _compare("iommufd.h", iommufd, IOMMUFD, set(), tmp_path)
     constants = {name: name for name in IOMMUFD_CONSTANTS}
     assert _printed("iommufd.h", constants, tmp_path) == {k: int(v) for k, v in IOMMUFD_CONSTANTS.items()}
+
+
+def test_nvme_ioctl(tmp_path: Path) -> None:
+    _compare(
+        "nvme_ioctl.h", nvme_ioctl, {"PASSTHRU_CMD": ("nvme_passthru_cmd", "result", 0)}, set(), tmp_path
+    )
+    name = "NVME_IOCTL_ADMIN_CMD"
+    assert _printed("nvme_ioctl.h", {name: name}, tmp_path) == {name: nvme_ioctl.IOCTL_ADMIN_CMD}

@@ -110,7 +110,7 @@ class PassedInterrupts(InterruptGroup):
         self._check(vector)
         self._function.unmask_irqs(self.index, vector)
 
-    def connect_unmask(self, vector: int, fd: int) -> None:
+    def connect_unmask(self, vector: int, fd: int) -> bool:
         """KVM's resample eventfd goes to the kernel, too."""
         try:
             self._check(vector)
@@ -122,6 +122,7 @@ class PassedInterrupts(InterruptGroup):
         if self._unmask_fd >= 0:
             os.close(self._unmask_fd)
         self._unmask_fd = fd
+        return True
 
     def signal(self, vector: int) -> bool:
         """Signal as if the function had interrupted. True if the vector is connected."""

@@ -88,10 +88,11 @@ class Connection:
         )
         self._migration = Migration(self._session)
         self._features = FeatureCommands(self._session, self._migration)
+        self._irqs = IrqCommands(self._session)
         self._handlers = self._command_table()
 
     def _command_table(self) -> dict[int, Handler]:
-        regions, irqs = RegionCommands(self._session), IrqCommands(self._session)
+        regions, irqs = RegionCommands(self._session), self._irqs
         dma = DmaCommands(self._session)
         return {
             Command.DMA_MAP: dma.map,
@@ -143,6 +144,7 @@ class Connection:
         """ "Client Disconnection": memory unmapped, eventfds closed, device state retained."""
         self._receiver.close()
         self._message_dma.close()
+        self._irqs.close()
         if self.negotiated:
             self._device.disconnect()
             if self._session.state in STOPPED_STATES:

@@ -14,6 +14,7 @@ from iolane.carriers.vfio_user.protocol import (
 )
 from iolane.carriers.vfio_user.rejection import RefusedError, Rejection
 from iolane.carriers.vfio_user.session import Reply, Request, Session
+from iolane.carriers.vfio_user.unmasking import Unmasking
 from iolane.errors import IolaneError
 from iolane.model.interrupts import InterruptGroup, InterruptIndex
 
@@ -26,6 +27,11 @@ class IrqCommands:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._unmasking = Unmasking(session.device.name, session.device.lock)
+
+    def close(self) -> None:
+        """The client is gone; not under the device's lock."""
+        self._unmasking.close()
 
     def _group(self, index: int) -> InterruptGroup:
         if index >= IRQ_COUNT:
@@ -86,6 +92,8 @@ class IrqCommands:
         if data != IrqData.NONE or action != IrqAction.TRIGGER or start:
             raise RefusedError(Rejection.IRQ_FLAGS, "a count of 0")
         group.disconnect_all()
+        for vector in range(group.count if group.automasked else 0):
+            self._unmasking.forget(group, vector)
 
     def _connect(self, group: InterruptGroup, action: int, vectors: range, request: Request) -> None:
         """Connect eventfds, or without any disconnect; all of a message or none."""
@@ -103,13 +111,15 @@ class IrqCommands:
             raise RefusedError(Rejection.IRQ_NOT_EVENTFD, str(error)) from None
 
     def _connect_unmask(self, group: InterruptGroup, action: int, vectors: range, request: Request) -> None:
-        """An eventfd that unmasks. Refused, QEMU unmasks by message instead."""
-        if action != IrqAction.UNMASK or len(vectors) != 1 or len(request.fds) != 1:
+        """An eventfd that unmasks: hardware takes it itself, for a model we listen to it."""
+        if action != IrqAction.UNMASK or not group.automasked or len(vectors) != 1 or len(request.fds) != 1:
             raise RefusedError(Rejection.IRQ_ACTION, "an eventfd to mask or unmask")
+        fd = request.take_fd()
         try:
-            group.connect_unmask(vectors.start, request.take_fd())
+            if not group.connect_unmask(vectors.start, fd):
+                self._unmasking.listen(group, vectors.start, fd)
         except IolaneError as error:
-            raise RefusedError(Rejection.IRQ_ACTION, str(error)) from None
+            raise RefusedError(Rejection.IRQ_NOT_EVENTFD, str(error)) from None
 
     def _act(self, group: InterruptGroup, action: int, vectors: list[int]) -> None:
         if action != IrqAction.TRIGGER and not group.automasked:

@@ -98,14 +98,14 @@ class InterruptGroup:
                         os.close(unused)
                 raise
 
-    def connect_unmask(self, vector: int, fd: int) -> None:
-        """Unmask `vector` whenever this eventfd is signalled. It is closed where nobody would listen to it.
+    def connect_unmask(self, vector: int, fd: int) -> bool:
+        """Have this eventfd unmask `vector` whenever it is signalled, where hardware does so by itself. False
+        where nothing here does: then the eventfd stays the caller's, who listens to it and calls `unmask`.
 
         Raises:
-            IolaneError: nobody would.
+            IolaneError: the hardware does not take it; it is closed then.
         """
-        os.close(fd)
-        raise IolaneError(f"{self.index.name} is unmasked by message, not by eventfd")
+        return False
 
     def disconnect_all(self) -> None:
         """Close every eventfd and forget the carrier's masks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import struct
 from collections.abc import Callable, Iterator
 
@@ -126,11 +127,50 @@ def test_intx_masks_itself_and_is_raised_again_when_unmasked(
     assert signalled(fd) == 1
 
 
+def test_intx_is_unmasked_by_an_eventfd(
+    client: VfioUserClient, device: Sample, eventfds: Callable[[int], list[int]]
+) -> None:
+    """QEMU gives one that KVM signals at the guest's end of interrupt (KVM_IRQFD_FLAG_RESAMPLE)."""
+    fd, resample = eventfds(2)
+
+    def came(seconds: float) -> bool:
+        return bool(select.select([fd], [], [], seconds)[0]) and signalled(fd) == 1
+
+    client.set_irqs(INTX, fds=[fd])
+    client.set_irqs(INTX, action=IrqAction.UNMASK, fds=[resample])
+    with device.lock:
+        device.interrupts.intx.set_level(True)
+    assert signalled(fd) == 1
+    os.eventfd_write(resample, 1)
+    assert came(10)  # still asserted
+    with device.lock:
+        device.interrupts.intx.set_level(False)
+    os.eventfd_write(resample, 1)
+    assert not came(0.1)
+    for _ in range(50):
+        with device.lock:
+            device.interrupts.intx.set_level(True)
+        assert came(10)
+        with device.lock:
+            device.interrupts.intx.set_level(False)
+        os.eventfd_write(resample, 1)
+    client.set_irqs(INTX, count=0)
+    client.set_irqs(INTX, fds=[fd])
+    with device.lock:
+        device.interrupts.intx.set_level(True)
+    assert signalled(fd) == 1
+    os.eventfd_write(resample, 1)
+    assert not came(0.1)  # disabled, and the eventfd with it
+
+
 def test_eventfds_that_mask_are_refused(client: VfioUserClient, eventfds: Callable[[int], list[int]]) -> None:
-    """QEMU with KVM asks for one, and unmasks by message where it does not get it."""
-    with pytest.raises(VfioUserError) as caught:
-        client.set_irqs(INTX, action=IrqAction.UNMASK, fds=eventfds(1))
-    assert caught.value.errno == Rejection.IRQ_ACTION.error
+    for kind, action in ((INTX, IrqAction.MASK), (MSI, IrqAction.UNMASK)):
+        with pytest.raises(VfioUserError) as caught:
+            client.set_irqs(kind, action=action, fds=eventfds(1))
+        assert caught.value.errno == Rejection.IRQ_ACTION.error
+    with open(os.devnull) as file, pytest.raises(VfioUserError) as caught:
+        client.set_irqs(INTX, action=IrqAction.UNMASK, fds=[file.fileno()])
+    assert caught.value.errno == Rejection.IRQ_NOT_EVENTFD.error
 
 
 EVENT = IrqData.EVENTFD | TRIGGER
