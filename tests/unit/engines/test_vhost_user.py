@@ -118,3 +118,11 @@ def test_plugging_that_fails_leaves_nothing(refused: str) -> None:
     with pytest.raises(QmpError):
         device(DeviceType.NET).plug(cast(Qmp, qmp), "port1")
     assert qmp.names[-2:] == ["netdev_del", "chardev-remove"]
+
+
+def test_a_stand_in() -> None:
+    """QEMU's name for VIRTIO_NET_F_STANDBY; without `failover_pair_id` it leaves plugging to us."""
+    assert (
+        device(DeviceType.NET, mac="02:00:00:00:00:01", standby=True).properties("port1")["failover"] is True
+    )
+    assert "failover" not in device(DeviceType.NET).properties("port1")

@@ -186,3 +186,18 @@ def test_what_is_no_state_is_refused_in_one_line_and_gives_the_image_back(
     with pytest.raises(IolaneError, match="state can't be given with socket="):
         create(f"socket={file},state={file}")
     create(f"nvme,image={image}").close()
+
+
+def test_a_stand_in_is_told_to_the_front_end_alone(runtime: Path) -> None:
+    """VIRTIO_NET_F_STANDBY is QEMU's to offer; net_failover goes by the address, so there must be one."""
+    net = f"net,peer=listen:{runtime.parent / 'peer'}"
+    with DeviceServers([f"{net},standby=on,mac=02:00:00:00:00:01"]) as servers:
+        kind = servers.endpoints[0].virtio
+        assert kind is not None
+        assert (kind.standby, kind.mac) == (True, "02:00:00:00:00:01")
+    for options, reason in (
+        ("standby=on", r"a stand-in has the address of the function .* \(add mac=\)"),
+        ("standby=yes,mac=02:00:00:00:00:01", "standby is on or off, not 'yes'"),
+    ):
+        with pytest.raises(IolaneError, match=reason), DeviceServers([f"{net},{options}"]):
+            pass
