@@ -26,7 +26,7 @@ from iolane.errors import IolaneError
 from iolane.operations.machine import Machine
 from iolane.operations.migration.arriving import ArrivingGuest
 from iolane.operations.migration.leaving import LeavingGuest
-from iolane.operations.migration.move import LIMITS, Move, Patience
+from iolane.operations.migration.move import Move, Patience
 from iolane.operations.migration.receiver import Receiver
 from iolane.operations.migration.source import SourcePhase
 from iolane.testing.operations_link import CuttableLink
@@ -140,7 +140,7 @@ class Faults:
                 yield receiver, link
 
     def move(self, link: CuttableLink) -> Move:
-        limits = {**LIMITS, SourcePhase.COMMITTING: 10.0}
+        limits = {SourcePhase.ASKING: 20.0, SourcePhase.PREPARING: 30.0, SourcePhase.COMMITTING: 10.0}
         patience = Patience(limits, stalled=4.0)
         settings = MigrationSettings(bandwidth=BANDWIDTH)
         return Move(LeavingGuest(self.machine), link.place, settings, patience=patience)
