@@ -19,6 +19,7 @@ from iolane.carriers.control import EventKind, MachineState, PluggedDevice
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs/hotplug.md"
+ENGINES = ("QEMU", "libvirt")
 POWER_OFF = "if [ $(cat $s/power) = 1 ]; then echo 0 > $s/power; fi"
 FUNCTIONS = "ls /sys/bus/pci/devices | wc -l"
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(400)]
@@ -31,6 +32,7 @@ class Line:
     device: str
     lane: str
     carrier: str
+    engine: str
     plug: str
     unplug: str
     tested_by: str
@@ -41,12 +43,12 @@ def lines() -> list[Line]:
     found = []
     for row in re.findall(r"^\| (.+) \|$", DOCUMENT.read_text(), re.MULTILINE):
         cells = [cell.strip() for cell in row.split("|")]
-        if len(cells) == 7 and cells[3] == "QEMU":
-            found.append(Line(cells[0], cells[1], cells[2], cells[4], cells[5], cells[6]))
+        if len(cells) == 7 and cells[3] in ENGINES:
+            found.append(Line(*cells))
     return found
 
 
-HERE = [line for line in lines() if not line.tested_by]
+HERE = [line for line in lines() if not line.tested_by and line.engine == "QEMU"]
 STAYING = [line for line in HERE if line.unplug.startswith("refused")]
 REASONS = {
     "MSI-X": "presents MSI-X, and QEMU aborts",
@@ -61,9 +63,9 @@ NOTES = {
 
 
 def test_the_table_is_read_whole() -> None:
-    assert len(lines()) == 17
+    assert len(HERE) == 15
     for line in lines():
-        if line.tested_by:
+        if line not in HERE:
             assert (ROOT / line.tested_by.strip("`")).is_file()
 
 
