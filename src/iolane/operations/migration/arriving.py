@@ -58,6 +58,7 @@ class ArrivingGuest:
         """Let it go. Where QEMU goes away meanwhile, it may have run: that is a machine that ended, here."""
         machine = self.machine
         machine.let_go()
+        machine.moves.decide_arrival = None  # it is decided
         try:
             if not self._offer.paused:
                 machine.guest.resume()
