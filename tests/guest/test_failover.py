@@ -1,8 +1,8 @@
 """A network function is unplugged, the machine moves on its stand-in, a function is plugged in over there.
 
 An emulated e1000e plays the passed-through function: a guest in the lab that moves would be a guest in a
-guest in a guest, twice. Taking, plugging and giving back a real (emulated) virtual function is tested in the
-lab, tests/lab/test_standin.py. The stand-in is iolane's network device, carried by vhost-user, with the
+guest in a guest, twice. Taking, plugging and giving back a virtual function is tested in the lab,
+tests/lab/test_guest.py. The stand-in is iolane's network device, carried by vhost-user, with the
 standby feature; the guest's net_failover joins the two by their address, and a TCP connection goes on all
 the while.
 """
