@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.guest,
     pytest.mark.timeout(1500),
     pytest.mark.skip(
-        reason="THE STAND-IN IS NOT TESTED IN THE LAB YET: the script's guest came up, its preflight refused; "
+        reason="THE STAND-IN IS NOT TESTED IN THE LAB YET: its guest came up, the preflight refused; "
         "the corrected script has not been seen to pass"
     ),
 ]
