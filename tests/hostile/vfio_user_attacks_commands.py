@@ -110,7 +110,8 @@ def irq_action(kit: Kit, link: Link) -> None:
     if kit.rng.random() < 0.5:
         refused(link, set_irqs(kit.rng.choice((0x09, 0x11)), 2, 0, 4))
     else:
-        refused(link, set_irqs(kit.rng.choice((0x0C, 0x14)), 0, 0, 1), [kit.event])
+        mask, unmask = set_irqs(0x0C, 0, 0, 1), set_irqs(0x14, 2, 0, 1)  # an eventfd unmasks INTx alone
+        refused(link, kit.rng.choice((mask, unmask)), [kit.event])
 
 
 @attack("IRQ_FDS")
@@ -125,6 +126,7 @@ def no_eventfd(kit: Kit, link: Link) -> None:
     fds = [kit.event, bad, kit.event]
     kit.rng.shuffle(fds)
     refused(link, set_irqs(0x24, 2, kit.rng.randrange(37), 3), fds)
+    refused(link, set_irqs(0x14, 0, 0, 1), [bad])
 
 
 # DMA.
