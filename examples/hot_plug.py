@@ -12,7 +12,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "disk.raw"
         image.write_bytes(bytes(8 << 20))
-        with Machine(MachineDescription(name="hot-plug", memory_mib=256), report=print) as machine:
+        with Machine(MachineDescription(memory_mib=256), report=print) as machine:
             events = machine.events()
             disk = machine.plug(f"nvme,image={image},id=disk")
             print(f"{disk.id} is at {disk.port}: {disk.note}")

@@ -135,8 +135,18 @@ def serve(
     if daemon:
         _announce(serve_in_background(request, until), json, foreground=False)
         return 0
+    ready = False
+
+    def announce(started: Started) -> None:
+        nonlocal ready
+        ready = True  # from the first word on: who reads it may end us at once
+        _announce(started, json, foreground=True)
+
     try:
-        serve_device(request, lambda started: _announce(started, json, foreground=True), until)
+        serve_device(request, announce, until)
+    except Terminated:
+        if not ready:
+            raise
     except IolaneError as error:
         if lifeline is not None:
             print_json({"error": error.message, "remedy": error.remedy}, indent=0)

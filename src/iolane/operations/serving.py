@@ -396,10 +396,21 @@ def _written(disk: Block) -> tuple[int, int] | None:
 
 
 def wait_for_end(lifeline: int | None = None) -> None:
-    """Until a signal ends the process, or until the lifeline's other end is closed."""
-    if lifeline is None:
-        while True:
-            signal.pause()
-    poll = select.poll()
-    poll.register(lifeline, select.POLLIN)
-    poll.poll()
+    """Until a signal ends the process, or until the lifeline's other end is closed.
+
+    The kernel may give a signal to any thread, after SIGCONT for instance; its handler runs in the main one,
+    which is woken for that.
+    """
+    waiting, waking = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before = signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
+    try:
+        poll = select.poll()
+        poll.register(waiting, select.POLLIN)
+        if lifeline is not None:
+            poll.register(lifeline, select.POLLIN)
+        while all(ready == waiting for ready, _ in poll.poll()):
+            os.read(waiting, 512)
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(waiting)
+        os.close(waking)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import subprocess
 import threading
 from collections.abc import Sequence
@@ -91,6 +92,18 @@ class Unreliable(MemoryNet):
         super().__init__()
         self._late, self._lost = late, lost
         self.timers: list[threading.Timer] = []
+        self._coming: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._network = threading.Thread(target=self._give_back)
+        self._network.start()
+
+    def _give_back(self) -> None:
+        """As a network does: not while the device is sending."""
+        while (packet := self._coming.get()) is not None:
+            self.feed(packet)
+
+    def end(self) -> None:
+        self._coming.put(None)
+        self._network.join()
 
     def send(self, queue: int, header: bytes, frame: Sequence[memoryview | bytes]) -> bool:
         packet = b"".join(frame)
@@ -101,7 +114,7 @@ class Unreliable(MemoryNet):
             self.timers.append(threading.Timer(LATE, lambda: self.feed(packet)))
             self.timers[-1].start()
         else:
-            self.feed(packet)
+            self._coming.put(packet)
         return True
 
 
@@ -117,6 +130,7 @@ def test_late_packets_are_not_lost_ones(tmp_path: Path, late: int, lost: int) ->
         done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120, check=True)
         for timer in network.timers:
             timer.join()
+        network.end()
     device.close()
     assert len(network.timers) == late
     packets, _, _, _, total, counted = map(int, done.stdout.split())

@@ -40,7 +40,7 @@ struct stamp { uint64_t mark, sent, number; };
 
 static struct queue receiver, transmitter;
 static uint32_t bytes;
-static uint64_t packets, total, lost, left, mark, warm_until, until;
+static uint64_t packets, total, lost, left, mark, warm_until, until, duration;
 static uint32_t *samples;
 
 static void prepare(struct queue *q, int index, unsigned char *base, uint64_t guest)
@@ -105,9 +105,11 @@ static void wrong(const char *what, uint64_t value)
     exit(1);
 }
 
+/* The measurement begins with the first packet: the other side may still be coming up. */
 static void count(uint64_t time)
 {
-    total++;
+    if (!total++)
+        warm_until = time + duration / 5, until = warm_until + duration;
     if (time >= warm_until && time < until)
         packets++;
 }
@@ -222,7 +224,8 @@ int main(int words, char **word)
         fail("sched_setaffinity");
     bytes = atoi(word[3]);
     uint32_t depth = atoi(word[4]);
-    uint64_t duration = atoll(word[5]) * 1000000ULL, room = 0x4000 + SIZE * BUFFER;
+    uint64_t room = 0x4000 + SIZE * BUFFER;
+    duration = atoll(word[5]) * 1000000ULL;
     if (bytes < 60 || bytes + HEADER > BUFFER || depth < 1 || depth > SIZE || !duration)
         return 2;
     connect_to(word[1]);
@@ -233,8 +236,7 @@ int main(int words, char **word)
     prepare(&transmitter, 1, base + room, GUEST + room);
     samples = malloc(SAMPLES * sizeof *samples);
     mark = now() ^ (uint64_t)getpid() << 40;
-    warm_until = now() + duration / 5;
-    until = warm_until + duration;
+    warm_until = until = now() + HANGS;
     if (!strcmp(word[2], "send"))
         run_send(depth);
     else if (!strcmp(word[2], "receive"))
