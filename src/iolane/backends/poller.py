@@ -63,7 +63,7 @@ class Poller:
                 return
             self._moment = (moment, callback)
             self._start()
-        os.eventfd_write(self._wake, 1)
+            os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
         """End the thread, without waiting: a callback may be waiting for a lock that the caller holds."""
@@ -73,11 +73,10 @@ class Poller:
             self._closing = True
             self._callbacks.clear()
             self._moment = None
-            started = self._started
-        if not started:
-            self._release()
-            return
-        os.eventfd_write(self._wake, 1)
+            if self._started:
+                os.eventfd_write(self._wake, 1)  # under the lock: the thread, which may be awake, closes it
+            else:
+                self._release()
 
     def join(self) -> None:
         """Wait until the thread has ended; not for a callback, nor under a lock that a callback takes."""
@@ -113,7 +112,8 @@ class Poller:
                 else:
                     self._call(self._callbacks.get(fd))
             if self._closing:
-                self._release()
+                with self._lock:
+                    self._release()
                 return
             self._call(self._due())
 
