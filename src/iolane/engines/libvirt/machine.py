@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +28,8 @@ from iolane.engines.libvirt.emulator import emulator, version_numbers
 from iolane.engines.libvirt.events import DomainEvent, DomainEventKind
 from iolane.engines.machine import EventFunction
 from iolane.engines.outcome import UnplugOutcome
-from iolane.engines.qemu.agent import AgentError, AgentLostError, CommandResult, GuestAgent, OutputFunction
+from iolane.engines.qemu.agent import AgentError, AgentLostError, GuestAgent
+from iolane.engines.qemu.agent_guest import AgentGuest
 from iolane.engines.qemu.cache import Cache
 from iolane.engines.qemu.command_line import MachineDevice
 from iolane.engines.qemu.config import MachineConfig
@@ -52,7 +53,7 @@ _TOLD = {
 }
 
 
-class LibvirtMachine:
+class LibvirtMachine(AgentGuest):
     """One guest in a domain of its own, which libvirt forgets when it ends. A context manager: entering
     starts it, leaving cleans everything up.
     """
@@ -188,36 +189,6 @@ class LibvirtMachine:
         return self._domain
 
     # -- the guest ----------------------------------------------------------------------------------------
-
-    def run(
-        self,
-        command: str | Sequence[str],
-        *,
-        stdin: bytes = b"",
-        timeout: float = 60.0,
-        merge: bool = False,
-        on_output: OutputFunction | None = None,
-    ) -> CommandResult:
-        """Run a shell command in the guest: exit code, output, and whether it ran out of time."""
-        with self._agent_errors(), self._lock:
-            return self._guest_agent().run(
-                command, stdin=stdin, timeout=timeout, merge=merge, on_output=on_output
-            )
-
-    def check(self, command: str | Sequence[str], *, stdin: bytes = b"", timeout: float = 60.0) -> str:
-        """The output of a command that must succeed."""
-        return self.run(command, stdin=stdin, timeout=timeout).check().output
-
-    def push(self, path: str, data: bytes | Path, mode: int = 0o644, timeout: float = 120.0) -> None:
-        """Write a file in the guest."""
-        content = data.read_bytes() if isinstance(data, Path) else data
-        with self._agent_errors(), self._lock:
-            self._guest_agent().push(path, content, mode, patient(timeout))
-
-    def pull(self, path: str, timeout: float = 120.0) -> bytes:
-        """Read a file of the guest."""
-        with self._agent_errors(), self._lock:
-            return self._guest_agent().pull(path, patient(timeout))
 
     @property
     def console(self) -> Console:

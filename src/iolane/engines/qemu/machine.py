@@ -7,7 +7,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,7 +15,8 @@ from typing import Self
 from iolane.carriers.control.machine_messages import EventKind, MachineEvent
 from iolane.engines.machine import EventFunction
 from iolane.engines.outcome import UnplugOutcome
-from iolane.engines.qemu.agent import AgentError, AgentLostError, CommandResult, GuestAgent, OutputFunction
+from iolane.engines.qemu.agent import AgentError, AgentLostError, GuestAgent
+from iolane.engines.qemu.agent_guest import AgentGuest
 from iolane.engines.qemu.cache import Cache
 from iolane.engines.qemu.command_line import Hardware, MachineDevice, VfioUserDevice
 from iolane.engines.qemu.config import MachineConfig
@@ -50,7 +51,7 @@ class MachineError(IolaneError):
         self.console = console
 
 
-class QemuMachine:
+class QemuMachine(AgentGuest):
     """One guest under QEMU. A context manager: entering starts it, leaving cleans everything up."""
 
     def __init__(self, config: MachineConfig | None = None, cache: Cache | None = None) -> None:
@@ -182,36 +183,6 @@ class QemuMachine:
         return self._running().process.pid
 
     # -- the guest ----------------------------------------------------------------------------------------
-
-    def run(
-        self,
-        command: str | Sequence[str],
-        *,
-        stdin: bytes = b"",
-        timeout: float = 60.0,
-        merge: bool = False,
-        on_output: OutputFunction | None = None,
-    ) -> CommandResult:
-        """Runs a shell command in the guest: exit code, output, and whether it ran out of time."""
-        with self._agent_errors(), self._lock:
-            return self._guest_agent().run(
-                command, stdin=stdin, timeout=timeout, merge=merge, on_output=on_output
-            )
-
-    def check(self, command: str | Sequence[str], *, stdin: bytes = b"", timeout: float = 60.0) -> str:
-        """The output of a command that must succeed."""
-        return self.run(command, stdin=stdin, timeout=timeout).check().output
-
-    def push(self, path: str, data: bytes | Path, mode: int = 0o644, timeout: float = 120.0) -> None:
-        """Writes a file in the guest."""
-        content = data.read_bytes() if isinstance(data, Path) else data
-        with self._agent_errors(), self._lock:
-            self._guest_agent().push(path, content, mode, patient(timeout))
-
-    def pull(self, path: str, timeout: float = 120.0) -> bytes:
-        """Reads a file of the guest."""
-        with self._agent_errors(), self._lock:
-            return self._guest_agent().pull(path, patient(timeout))
 
     def refuse_busy(self) -> None:
         """Raise IolaneError while the guest's agent is asked: it answers over a port of this QEMU alone."""
