@@ -13,10 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import msgspec
 
@@ -29,7 +30,8 @@ from iolane.engines.qemu.cache import Cache
 from iolane.errors import IolaneError
 
 TIMEOUT = 60.0
-OURS, URING, THREADS = "iolane", "qemu io_uring", "qemu threads"
+_Thing = TypeVar("_Thing")
+PEERS = (OURS, URING, THREADS) = ("iolane", "qemu io_uring", "qemu threads")
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -231,25 +233,32 @@ def _measure_place(
     span: int,
     report: Callable[[str], None],
 ) -> Place:
-    image = scratch / "image"
-    _fill(image, span)
+    image, *images = (scratch / f"image{number}" for number in range(1 + len(PEERS)))
+    for each in (image, *images):
+        _fill(each, span)
     cases = [case for case in CASES if not (direct and case.polls)]
     measured: dict[tuple[Case, str], list[Figures]] = {}
     limits: dict[str, list[float]] = {}
-    with _servers(scratch, image, direct, daemon) as servers:
-        for turn in range(rounds):
-            report(f"{name}: round {turn + 1} of {rounds}")
+    for turn in range(rounds):
+        report(f"{name}: round {turn + 1} of {rounds}")
+        with _servers(scratch, _turned(images, turn), direct, daemon) as servers:
             for case in cases:
-                for peer, server in servers.items():
-                    figures = _measure(client, server, case, milliseconds, span)
+                for peer in _turned(PEERS, turn):
+                    figures = _measure(client, servers[peer], case, milliseconds, span)
                     measured.setdefault((case, peer), []).append(figures)
-            for engine in ("mmap", "psync", "io_uring"):
-                if engine != "mmap" or not direct:
-                    limits.setdefault(f"fio {engine}", []).append(
-                        _fio(limit, engine, image, direct, milliseconds)
-                    )
-    summaries = tuple(_summarize(case, {peer: measured[case, peer] for peer in servers}) for case in cases)
+        for engine in ("mmap", "psync", "io_uring"):
+            if engine != "mmap" or not direct:
+                limits.setdefault(f"fio {engine}", []).append(
+                    _fio(limit, engine, image, direct, milliseconds)
+                )
+    summaries = tuple(_summarize(case, {peer: measured[case, peer] for peer in PEERS}) for case in cases)
     return Place(name, direct, summaries, {engine: median(rates) for engine, rates in limits.items()})
+
+
+def _turned(things: Sequence[_Thing], turn: int) -> list[_Thing]:
+    """No peer is always first, nor always has the image that lies best on the disk."""
+    start = turn % len(things)
+    return [*things[start:], *things[:start]]
 
 
 def _fill(image: Path, size: int) -> None:
@@ -262,12 +271,12 @@ def _fill(image: Path, size: int) -> None:
 
 
 @contextmanager
-def _servers(scratch: Path, image: Path, direct: bool, daemon: Peer) -> Iterator[dict[str, _Server]]:
+def _servers(scratch: Path, images: list[Path], direct: bool, daemon: Peer) -> Iterator[dict[str, _Server]]:
     """Each with an image of its own: they lock it."""
     commands = {}
-    for number, peer in enumerate((OURS, URING, THREADS)):
-        own, socket = scratch / f"image{number}", scratch / f"socket{number}"
-        shutil.copyfile(image, own)
+    for number, (peer, own) in enumerate(zip(PEERS, images, strict=True)):
+        socket = scratch / f"socket{number}"
+        socket.unlink(missing_ok=True)
         if peer == OURS:
             flags = ("2", "1" if direct else "0")
             commands[peer] = [
@@ -377,10 +386,11 @@ def to_markdown(result: BlockBenchResult) -> str:
         f"`{result.command}` on {result.machine}.",
         "",
         f"One C front end loads iolane and qemu-storage-daemon {result.qemu} (one iothread) in turns:",
-        f"medians of {result.rounds} rounds. It waits for interrupts; where the table says *polled* it first",
-        f"looks for {POLLED_NS // 1000} us, as guests with haltpoll do, so that less is measured of how fast",
-        "this machine wakes a processor. Rates are thousands of requests a second, times microseconds; CPU",
-        "is the back end's for each request. A ratio is iolane's to that peer's; bold ones have a target.",
+        f"medians of {result.rounds} rounds, between which their order and their images change about. It waits",
+        f"for interrupts; where the table says *polled* it first looks for {POLLED_NS // 1000} us, as guests with",
+        "haltpoll do, so that less is measured of how fast this machine wakes a processor. Rates are thousands",
+        "of requests a second, times microseconds; CPU is the back end's for each request. A ratio is iolane's",
+        "to that peer's; bold ones have a target.",
     ]
     for place in result.places:
         lines += [

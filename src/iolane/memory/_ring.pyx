@@ -29,6 +29,7 @@ cdef enum:
     SECTOR = 512
     LARGEST_TRANSFER = 1 << 30
     BATCH = 64
+    FIRST_SHOWN = 8  # chains after a rest: a driver that waits is told while the others are done, and not too often
     MODE_MMAP = 0
     MODE_CACHE = 1
     MODE_DIRECT = 2
@@ -41,6 +42,7 @@ cdef enum:
     FLIGHTS = 256
     POLL_LONGEST = 200000  # ns; a processor that sleeps may take 50 us to wake, and a disk 100 us to read
     POLL_SHORTEST = 1000
+    POLL_FLIGHTS = 4  # with more under way the disk has work while we sleep, and needs the processor for its interrupts
     POLL_MS = 1  # how often a ring without a kick descriptor is looked at
 
 cdef enum:
@@ -118,8 +120,9 @@ cdef class CompiledQueue:
     cdef uint32_t free_count, flight_count, asked_count
     cdef Uring uring
     cdef uint32_t under_way
-    cdef uint64_t poll_ns, poll_longest
+    cdef uint64_t poll_ns, poll_longest, typical_wait, looked
     cdef bint draining
+    cdef bint rested  # there was nothing to do when it was looked last
     cdef uint16_t top  # of packets: the available index as it was seen last
     cdef int rest
     cdef public bint by_turns  # Python has chains of an earlier life that come first: each packet is its
@@ -149,7 +152,7 @@ cdef class CompiledQueue:
         self.top = last_available
         self.keep = keep
         self.set_wires(kick, call)
-        self.poll_longest, self.poll_ns = poll_ns, min(poll_ns, POLL_SHORTEST)
+        self.poll_longest, self.typical_wait, self.poll_ns = poll_ns, poll_ns, min(poll_ns, POLL_SHORTEST)
         if log is not None:
             address, length, where = log
             self.log, self.log_size, self.log_used = <uint8_t *><size_t>address, length, where
@@ -343,7 +346,10 @@ cdef class CompiledQueue:
                 return E_BROKEN_MEMORY
             if self.used_index != self.published and not self.broken:
                 self._publish()
+                if idle_since:
+                    adapt(self, self.looked)
                 idle_since = 0
+                self.rested = False
                 if event < 0:
                     continue
             if event >= 0:
@@ -352,10 +358,12 @@ cdef class CompiledQueue:
                 if not self.broken:
                     ask_for_kicks(self, True)  # whoever serves the ring next may not look before a kick
                 return -1
+            self.rested = True
             if idle_since == 0:
                 idle_since = now_ns()
+                self.looked = 0
             elif self._has_looked_enough(idle_since):
-                sleep(self)
+                sleep(self, idle_since)
                 idle_since = 0
                 continue
             relax(self)
@@ -371,7 +379,8 @@ cdef class CompiledQueue:
         """Rings, and a network in memory, can be looked at for nothing; to ask a tap is a system call."""
         if self.rest == REST_NETWORK and self.net.port.kind == PORT_TAP:
             return True
-        return now_ns() - since >= self.poll_ns or self.stopping or self.broken
+        self.looked = now_ns() - since
+        return self.looked >= self.poll_ns or self.under_way > POLL_FLIGHTS or self.stopping or self.broken
 
     cdef int _take_batch(self, uint16_t *head) noexcept nogil:
         cdef uint16_t top, waiting, position
@@ -397,6 +406,8 @@ cdef class CompiledQueue:
             self._note_taken(position)
             if self.path is None or not block_start(self, position):
                 return E_CHAIN
+            if self.rested and <uint16_t>(self.used_index - self.published) >= FIRST_SHOWN:
+                break
         return -1
 
     cdef void _note_taken(self, uint16_t head) noexcept nogil:

@@ -41,10 +41,9 @@ cdef bint nothing_to_sleep_for(CompiledQueue queue) noexcept nogil:
     return True
 
 
-cdef void sleep(CompiledQueue queue) noexcept nogil:
+cdef void sleep(CompiledQueue queue, uint64_t idle_since) noexcept nogil:
     """Wait for a kick, Python, the network or the kernel."""
     cdef pollfd entries[4]
-    cdef uint64_t before
     cdef uint8_t drain[512]
     cdef bint deaf = queue.broken or queue.stopping
     if not deaf and nothing_to_sleep_for(queue):
@@ -59,10 +58,9 @@ cdef void sleep(CompiledQueue queue) noexcept nogil:
     entries[0] = pollfd(queue.wake, POLLIN, 0)
     entries[1] = pollfd(-1 if deaf else queue.kick, POLLIN, 0)
     entries[2] = pollfd(queue.uring.fd if queue.under_way else -1, POLLIN, 0)
-    before = now_ns()
     poll(entries, 4, 0 if queue.finished_count else POLL_MS if queue.kick < 0 and not deaf else -1)
     ring_store32(&queue.sleeping, 0)
-    adapt(queue, now_ns() - before)
+    adapt(queue, now_ns() - idle_since)
     if entries[0].revents:
         read(queue.wake, drain, 8)
     if entries[1].revents & POLLIN:
@@ -85,9 +83,7 @@ cdef void relax(CompiledQueue queue) noexcept nogil:
         ring_relax()
 
 
-cdef void adapt(CompiledQueue queue, uint64_t slept) noexcept nogil:
-    """Look longer for new chains where that would have spared a sleep, and shorter where it would not."""
-    if slept < queue.poll_longest:
-        queue.poll_ns = min(queue.poll_longest, max(<uint64_t>POLL_SHORTEST, 2 * queue.poll_ns))
-    else:
-        queue.poll_ns = queue.poll_ns // 2
+cdef void adapt(CompiledQueue queue, uint64_t waited) noexcept nogil:
+    """Look before sleeping while waits are such that looking spares the sleep; a single long one changes little."""
+    queue.typical_wait = (7 * queue.typical_wait + min(waited, 4 * queue.poll_longest)) // 8
+    queue.poll_ns = queue.poll_longest if queue.typical_wait < queue.poll_longest else min(queue.poll_longest, POLL_SHORTEST)
