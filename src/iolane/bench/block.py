@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -386,11 +385,11 @@ def to_markdown(result: BlockBenchResult) -> str:
         f"`{result.command}` on {result.machine}.",
         "",
         f"One C front end loads iolane and qemu-storage-daemon {result.qemu} (one iothread) in turns:",
-        f"medians of {result.rounds} rounds, between which their order and their images change about. It waits",
-        f"for interrupts; where the table says *polled* it first looks for {POLLED_NS // 1000} us, as guests with",
-        "haltpoll do, so that less is measured of how fast this machine wakes a processor. Rates are thousands",
-        "of requests a second, times microseconds; CPU is the back end's for each request. A ratio is iolane's",
-        "to that peer's; bold ones have a target.",
+        f"medians of {result.rounds} rounds, between which their order and their images change about. It",
+        f"waits for interrupts; where the table says *polled* it first looks for {POLLED_NS // 1000} us, as",
+        "guests with haltpoll do, so that less is measured of how fast this machine wakes a processor. Rates",
+        "are thousands of requests a second, times microseconds; CPU is the back",
+        "end's for each request. A ratio is iolane's to that peer's; bold ones have a target.",
     ]
     for place in result.places:
         lines += [
