@@ -30,7 +30,8 @@ from iolane.errors import IolaneError
 
 TIMEOUT = 60.0
 _Thing = TypeVar("_Thing")
-PEERS = (OURS, URING, THREADS) = ("iolane", "qemu io_uring", "qemu threads")
+PEERS = (OURS, URING, THREADS, AGAIN) = ("iolane", "qemu io_uring", "qemu threads", "qemu io_uring again")
+"""The last is the second's twin: how far apart equals are in a run is that run's noise."""
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -83,6 +84,8 @@ class CaseResult(msgspec.Struct, frozen=True):
     rate_ratio: dict[str, float]
     """iolane's rate to that peer's."""
     cpu_ratio: dict[str, float]
+    twin: float
+    """The rate of the second daemon with io_uring to that of the first."""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -354,8 +357,8 @@ def _fio(peer: Peer, engine: str, image: Path, direct: bool, milliseconds: int) 
 def _summarize(case: Case, by_peer: dict[str, list[Figures]]) -> CaseResult:
     ours = by_peer[OURS]
 
-    def ratio(peer: str, value: Callable[[Figures], float]) -> float:
-        return median(value(a) / value(b) for a, b in zip(ours, by_peer[peer], strict=True))
+    def ratio(peer: str, value: Callable[[Figures], float], of: list[Figures] = ours) -> float:
+        return median(value(a) / value(b) for a, b in zip(of, by_peer[peer], strict=True))
 
     figures = {
         peer: Figures(
@@ -363,12 +366,12 @@ def _summarize(case: Case, by_peer: dict[str, list[Figures]]) -> CaseResult:
         )
         for peer, items in by_peer.items()
     }
-    peers = [peer for peer in by_peer if peer != OURS]
     return CaseResult(
         case,
         figures,
-        {peer: ratio(peer, lambda item: item.rate) for peer in peers},
-        {peer: ratio(peer, lambda item: item.cpu) for peer in peers},
+        {peer: ratio(peer, lambda item: item.rate) for peer in (URING, THREADS)},
+        {peer: ratio(peer, lambda item: item.cpu) for peer in (URING, THREADS)},
+        ratio(URING, lambda item: item.rate, by_peer[AGAIN]),
     )
 
 
@@ -388,8 +391,9 @@ def to_markdown(result: BlockBenchResult) -> str:
         f"medians of {result.rounds} rounds, between which their order and their images change about. It",
         f"waits for interrupts; where the table says *polled* it first looks for {POLLED_NS // 1000} us, as",
         "guests with haltpoll do, so that less is measured of how fast this machine wakes a processor. Rates",
-        "are thousands of requests a second, times microseconds; CPU is the back",
-        "end's for each request. A ratio is iolane's to that peer's; bold ones have a target.",
+        "are thousands of requests a second, times microseconds; CPU is the back end's for each request. A",
+        "ratio is iolane's to that peer's; bold ones have a target. *Twin* is the rate of a second",
+        "qemu-storage-daemon with io_uring to that of the first: what equals look like in this run.",
     ]
     for place in result.places:
         lines += [
@@ -397,8 +401,8 @@ def to_markdown(result: BlockBenchResult) -> str:
             f"On {place.name}:",
             "",
             "| load | iolane rate | p50 | p99 | CPU | io_uring rate | p50 | p99 | CPU | threads rate | CPU "
-            "| rate / io_uring | CPU / io_uring | rate / threads |",
-            "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+            "| rate / io_uring | CPU / io_uring | rate / threads | twin |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for item in place.cases:
             cells = []
@@ -409,7 +413,8 @@ def to_markdown(result: BlockBenchResult) -> str:
                 cells.append(f"{one.cpu / 1000:.2f}")
             rate, cpu = rate_target(place.direct, item.case), cpu_target(place.direct, item.case)
             cells += [_cell(item.rate_ratio[URING], rate), _cell(item.cpu_ratio[URING], cpu)]
-            lines.append(f"| {item.case.name} | {' | '.join(cells)} | {item.rate_ratio[THREADS]:.2f} |")
+            cells += [f"{item.rate_ratio[THREADS]:.2f}", f"{item.twin:.2f}"]
+            lines.append(f"| {item.case.name} | {' | '.join(cells)} |")
         shown = ", ".join(f"{engine} {rate / 1000:.0f}" for engine, rate in place.limits.items())
         lines += [
             "",

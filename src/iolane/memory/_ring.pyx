@@ -120,7 +120,8 @@ cdef class CompiledQueue:
     cdef uint32_t free_count, flight_count, asked_count
     cdef Uring uring
     cdef uint32_t under_way
-    cdef uint64_t poll_ns, poll_longest, typical_wait, looked
+    cdef uint64_t poll_longest, looked
+    cdef uint64_t typical_waits[2]  # for the driver, and for the disk
     cdef bint draining
     cdef bint rested  # there was nothing to do when it was looked last
     cdef uint16_t top  # of packets: the available index as it was seen last
@@ -152,7 +153,7 @@ cdef class CompiledQueue:
         self.top = last_available
         self.keep = keep
         self.set_wires(kick, call)
-        self.poll_longest, self.typical_wait, self.poll_ns = poll_ns, poll_ns, min(poll_ns, POLL_SHORTEST)
+        self.poll_longest = self.typical_waits[0] = self.typical_waits[1] = poll_ns
         if log is not None:
             address, length, where = log
             self.log, self.log_size, self.log_used = <uint8_t *><size_t>address, length, where
@@ -330,6 +331,7 @@ cdef class CompiledQueue:
         """Work until Python is needed: an event, or -1 to stop."""
         cdef int event
         cdef uint64_t idle_since = 0
+        cdef bint waits_for_disk = False
         self._collect_finished()  # what Python did at once comes back before what is taken next
         while True:
             event = self._take_batch(head)
@@ -347,7 +349,7 @@ cdef class CompiledQueue:
             if self.used_index != self.published and not self.broken:
                 self._publish()
                 if idle_since:
-                    adapt(self, self.looked)
+                    adapt(self, waits_for_disk, self.looked)
                 idle_since = 0
                 self.rested = False
                 if event < 0:
@@ -362,8 +364,10 @@ cdef class CompiledQueue:
             if idle_since == 0:
                 idle_since = now_ns()
                 self.looked = 0
-            elif self._has_looked_enough(idle_since):
-                sleep(self, idle_since)
+                waits_for_disk = self.under_way > 0
+            elif self._has_looked_enough(idle_since, waits_for_disk):
+                sleep(self)
+                adapt(self, waits_for_disk, now_ns() - idle_since)
                 idle_since = 0
                 continue
             relax(self)
@@ -375,12 +379,12 @@ cdef class CompiledQueue:
             self._publish()
         self.broken = True
 
-    cdef bint _has_looked_enough(self, uint64_t since) noexcept nogil:
+    cdef bint _has_looked_enough(self, uint64_t since, bint waits_for_disk) noexcept nogil:
         """Rings, and a network in memory, can be looked at for nothing; to ask a tap is a system call."""
         if self.rest == REST_NETWORK and self.net.port.kind == PORT_TAP:
             return True
         self.looked = now_ns() - since
-        return self.looked >= self.poll_ns or self.under_way > POLL_FLIGHTS or self.stopping or self.broken
+        return self.looked >= worth_looking(self, waits_for_disk) or self.under_way > POLL_FLIGHTS or self.stopping or self.broken
 
     cdef int _take_batch(self, uint16_t *head) noexcept nogil:
         cdef uint16_t top, waiting, position

@@ -41,7 +41,7 @@ cdef bint nothing_to_sleep_for(CompiledQueue queue) noexcept nogil:
     return True
 
 
-cdef void sleep(CompiledQueue queue, uint64_t idle_since) noexcept nogil:
+cdef void sleep(CompiledQueue queue) noexcept nogil:
     """Wait for a kick, Python, the network or the kernel."""
     cdef pollfd entries[4]
     cdef uint8_t drain[512]
@@ -60,7 +60,6 @@ cdef void sleep(CompiledQueue queue, uint64_t idle_since) noexcept nogil:
     entries[2] = pollfd(queue.uring.fd if queue.under_way else -1, POLLIN, 0)
     poll(entries, 4, 0 if queue.finished_count else POLL_MS if queue.kick < 0 and not deaf else -1)
     ring_store32(&queue.sleeping, 0)
-    adapt(queue, now_ns() - idle_since)
     if entries[0].revents:
         read(queue.wake, drain, 8)
     if entries[1].revents & POLLIN:
@@ -83,7 +82,14 @@ cdef void relax(CompiledQueue queue) noexcept nogil:
         ring_relax()
 
 
-cdef void adapt(CompiledQueue queue, uint64_t waited) noexcept nogil:
-    """Look before sleeping while waits are such that looking spares the sleep; a single long one changes little."""
-    queue.typical_wait = (7 * queue.typical_wait + min(waited, 4 * queue.poll_longest)) // 8
-    queue.poll_ns = queue.poll_longest if queue.typical_wait < queue.poll_longest else min(queue.poll_longest, POLL_SHORTEST)
+cdef void adapt(CompiledQueue queue, bint for_disk, uint64_t waited) noexcept nogil:
+    """Remember how long waits are of late; a single long one changes little."""
+    cdef uint64_t *typical = &queue.typical_waits[1 if for_disk else 0]
+    typical[0] = (7 * typical[0] + min(waited, 4 * queue.poll_longest)) // 8
+
+
+cdef uint64_t worth_looking(CompiledQueue queue, bint for_disk) noexcept nogil:
+    """How long to look before sleeping: hardly at all where that would not spare the sleep."""
+    if queue.typical_waits[1 if for_disk else 0] < queue.poll_longest:
+        return queue.poll_longest
+    return min(queue.poll_longest, POLL_SHORTEST)
