@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from iolane.devices.nvme import Nvme
 from iolane.operations.machine import Machine, MachineDescription
 from iolane.testing.operations_link import CuttableLink
+from tests.guest.destination import Destination
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(400)]
 
@@ -122,3 +124,53 @@ def test_from_process_to_process(folder: Path, tmp_path: Path) -> None:
         assert iolane("stop", three).returncode == 0
         assert third.ended() == {"ended": three, "moved_to": None}
     assert image.read_bytes().startswith(b"kept")
+
+
+def test_what_does_not_move_goes_along(folder: Path, tmp_path: Path) -> None:
+    """An emulated NVMe: out of the guest, through a process of `iolane receive`, and back here with all that
+    it remembers.
+    """
+    image = tmp_path / "disk.raw"
+    image.write_bytes(bytes(8 << 20))
+    one, two, three = (f"{name}-{folder.name[-6:]}" for name in ("out", "there", "back"))
+    description = MachineDescription(
+        name=one, memory_mib=160, devices=[f"nvme,image={image},presentation=msi,id=disk"]
+    )
+    with ExitStack() as stack:
+        machine = stack.enter_context(Machine(description))
+        machine.check(DISK_IS_THERE, timeout=120)
+        machine.check(
+            "dd if=/dev/urandom of=/dev/nvme0n1 bs=64k count=16 oflag=direct 2>/dev/null", timeout=120
+        )
+        seen = machine.check(CHECKSUM, timeout=120)
+        written = commands_written(machine)
+        second = stack.enter_context(Receiving(folder / "2", two))
+        refused = iolane("migrate", one, second.uri)
+        assert refused.returncode == 1
+        assert "--replug" in refused.stderr
+        moved = iolane("migrate", one, second.uri, "--replug")
+        assert moved.returncode == 0, moved
+        assert second.says() == {"arrived": two}
+        machine.stop()
+
+        back = stack.enter_context(Destination(folder / "3", three))
+        returned = iolane("migrate", two, back.uri, "--replug")
+        assert returned.returncode == 0, returned
+        assert second.ended() == {"ended": two, "moved_to": back.uri}
+        machine = back.machine()
+        machine.check(DISK_IS_THERE, timeout=120)
+        assert machine.check(CHECKSUM, timeout=120) == seen
+        assert commands_written(machine) == written > 0
+
+
+DISK_IS_THERE = "i=0; until [ -e /dev/nvme0n1 ]; do sleep 0.2; i=$((i+1)); [ $i -lt 500 ] || exit 1; done"
+CHECKSUM = "dd if=/dev/nvme0n1 bs=1M iflag=direct 2>/dev/null | sha256sum"
+
+
+def commands_written(machine: Machine) -> int:
+    """What the controller's health log counts (NVM Express 2.0, 5.16.1.3)."""
+    served = machine.devices.served("disk")
+    assert served is not None
+    assert isinstance(served.device, Nvme)
+    with served.device.lock:
+        return served.device.state.health.writes

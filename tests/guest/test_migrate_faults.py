@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from iolane.carriers.control import runtime_directory
 from iolane.engines.qemu.migration_settings import MigrationSettings
 from iolane.errors import IolaneError
 from iolane.operations.machine import Machine
@@ -41,6 +42,15 @@ SECONDS = 2.5
 BYTES = 70 << 20
 """About how much goes over."""
 FAULTS = 30
+BROKEN = """
+from iolane.devices.nvme import Nvme
+from iolane.errors import IolaneError
+
+
+class Broken(Nvme):
+    def __init__(self) -> None:
+        raise IolaneError("not today")
+"""
 
 
 @pytest.fixture
@@ -102,7 +112,7 @@ class Faults:
         self.chance = chance
         self.image, self.folder = image, folder
         self.servers: dict[str, Server] = {}
-        self.traveller = Traveller(load, image, folder)
+        self.traveller = Traveller(load, image, folder, modules=["nvme"])
         self.boots = 0
         self.number = 0
 
@@ -126,11 +136,10 @@ class Faults:
         """The disk's server at the side where the machine is not."""
         return self.servers[self.traveller.there()]
 
-    def receiver(self) -> Receiver:
+    def receiver(self, **changed: str) -> Receiver:
         self.number += 1
-        return self.traveller.receiver(
-            self.folder / f"r{self.number}", disk=f"block,socket={self.there().socket}"
-        )
+        disk = f"block,socket={self.there().socket}"
+        return self.traveller.receiver(self.folder / f"r{self.number}", disk=disk, **changed)
 
     @contextlib.contextmanager
     def linked(self) -> Iterator[tuple[Receiver, CuttableLink]]:
@@ -254,6 +263,51 @@ class Faults:
         finally:
             server.start()
 
+    def unplug_refused(self) -> str:
+        """The guest uses a disk that does not move with it."""
+        with self.beside():
+            self.machine.check("exec 9</dev/nvme0n1; sleep 1000 <&9 >/dev/null 2>&1 & sleep 0.5")
+            with self.receiver() as receiver:
+                with pytest.raises(IolaneError, match=r"unplugging beside is refused: .*open in sleep"):
+                    self.machine.migrate(str(receiver.place), replug=True)
+                assert receiver.arrival is None
+            self.machine.check("killall sleep")
+            assert runs(self.machine)
+            return "refused, and everything is where it was"
+
+    def replug_failing(self) -> str:
+        """What left comes with its state, and can't be made there: the machine runs, the state is kept."""
+        with self.beside() as text:
+            broken = self.folder / "broken.py"
+            broken.write_text(BROKEN)
+            known = set(runtime_directory().glob("beside-*.state"))
+            other = f"{broken}:Broken,presentation=msi"
+            with self.receiver(beside=other) as receiver:
+                moved = self.machine.migrate(str(receiver.place), replug=True)
+                assert moved.phase is SourcePhase.MOVED, moved
+                [problem] = self.traveller.arrived(receiver)
+            assert runs(self.machine)
+            [state] = set(runtime_directory().glob("beside-*.state")) - known
+            assert re.search(
+                rf"beside was not plugged in here: not today; .*{re.escape(str(state))}", problem
+            )
+            self.machine.plug(f"{text},state={state}")
+            state.unlink()
+            return "moved, without what could not be made; its state was kept"
+
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[str]:
+        """A disk of the emulated lane, which does not move with the machine."""
+        image = self.folder / "beside.raw"
+        image.write_bytes(bytes(8 << 20))
+        text = f"nvme,image={image},presentation=msi,id=beside"
+        self.machine.plug(text)
+        here = "i=0; until [ -e /dev/nvme0n1 ]; do sleep 0.2; i=$((i+1)); [ $i -lt 500 ] || exit 1; done"
+        self.machine.check(here, timeout=120)
+        yield text
+        self.machine.check(here, timeout=120)
+        self.machine.unplug("beside").require("beside")
+
     def destination_killed(self) -> str:
         with self.process() as (process, place):
             link = CuttableLink(self.folder / f"l{self.number}", place)
@@ -337,6 +391,7 @@ def runs(machine: Machine) -> bool:
 
 
 GENTLE = ("link_cut", "commit_lost", "answer_lost", "cancelled", "server_there_killed", "back_end_missing")
+BESIDE = ("unplug_refused", "replug_failing")
 ROUGH = ("link_stalled", "server_here_killed", "destination_killed", "source_killed")
 
 
@@ -353,10 +408,15 @@ def test_some_faults(faults: Faults) -> None:
     make(faults, ["commit_lost", "link_cut", "answer_lost", "server_there_killed"])
 
 
+@pytest.mark.timeout(560)
+def test_devices_that_stay_or_do_not_come(faults: Faults) -> None:
+    make(faults, ["unplug_refused", "replug_failing"])
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_thirty_faults_at_random_points(faults: Faults) -> None:
-    kinds = [*GENTLE, *ROUGH] * (FAULTS // len(GENTLE + ROUGH) + 1)
+    kinds = [*GENTLE, *ROUGH, *BESIDE] * (FAULTS // len(GENTLE + ROUGH + BESIDE) + 1)
     kinds = kinds[:FAULTS]
     faults.chance.shuffle(kinds)
     make(faults, kinds)

@@ -5,11 +5,9 @@ One machine for all of it: refusals first, then a move that does not come about,
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from iolane.errors import IolaneError
 from iolane.operations.machine import Machine, MachineDescription
 from iolane.operations.migration.source import SourcePhase
 from iolane.operations.migration.staying import staying
-from iolane.operations.receive import ReceiveRequest, receive
+from tests.guest.destination import Destination
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
 
@@ -62,41 +60,6 @@ def machine(folder: Path, image: Path) -> Iterator[Machine]:
     )
     with Machine(description) as started:
         yield started
-
-
-class Destination:
-    """`iolane receive` in a thread: the machine that came."""
-
-    def __init__(self, folder: Path) -> None:
-        self.uri = f"unix:{folder / 'there.sock'}"
-        self.told: list[str] = []
-        self._request = ReceiveRequest(self.uri, name="there", devices=[f"adder={ADDER}"])
-        self._waiting, self._arrived = threading.Event(), threading.Event()
-        self._machine: Machine | None = None
-        self._thread = threading.Thread(target=self._receive, daemon=True)
-
-    def __enter__(self) -> Destination:
-        self._thread.start()
-        assert self._waiting.wait(60)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._machine is not None:
-            with contextlib.suppress(IolaneError):
-                self._machine.abort()
-        self._thread.join(60)
-
-    def machine(self) -> Machine:
-        assert self._arrived.wait(120), self.told
-        assert self._machine is not None
-        return self._machine
-
-    def _receive(self) -> None:
-        receive(self._request, self.told.append, waiting=lambda _: self._waiting.set(), arrived=self._come)
-
-    def _come(self, machine: Machine) -> None:
-        self._machine = machine
-        self._arrived.set()
 
 
 def nvme(machine: Machine) -> Nvme:
@@ -188,7 +151,7 @@ def test_a_device_that_leaves_late_leaves_its_state(machine: Machine, folder: Pa
 
 def test_both_move_along(machine: Machine, folder: Path, image: Path) -> None:
     before = use(machine)
-    with Destination(folder) as destination:
+    with Destination(folder / "there.sock", "there", [f"adder={ADDER}"]) as destination:
         moved = machine.migrate(destination.uri, replug=True)
         assert moved.phase is SourcePhase.MOVED, (moved, destination.told)
         there = destination.machine()

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -160,8 +161,9 @@ class Traveller:
         hops: how often it has moved.
     """
 
-    def __init__(self, load: Path, image: Path, folder: Path) -> None:
+    def __init__(self, load: Path, image: Path, folder: Path, *, modules: Sequence[str] = ()) -> None:
         self._load, self.image, self.folder = load, image, folder
+        self._modules = modules
         self.side, self.hops = "a", 0
         self.machine: Machine
         self.echoed: Echoed
@@ -177,7 +179,11 @@ class Traveller:
         disk = disk or f"block,image={self.image}"
         devices: list[str | DeviceDescription] = [f"{disk},id=disk", f"net,tap=tap-a,mac={MAC},id=net"]
         self.hops += 1
-        machine = Machine(MachineDescription(name=self._name(), memory_mib=MEMORY_MIB, devices=devices))
+        machine = Machine(
+            MachineDescription(
+                name=self._name(), memory_mib=MEMORY_MIB, devices=devices, modules=list(self._modules)
+            )
+        )
         machine.start()
         self.machine = machine
         machine.check(f"ip addr add {GUEST}/24 dev eth0; ip link set eth0 up")
@@ -210,14 +216,15 @@ class Traveller:
         """From there."""
         self.machine, self.side = machine, self.there()
 
-    def arrived(self, receiver: Receiver) -> None:
-        """It runs at the other side now."""
+    def arrived(self, receiver: Receiver) -> list[str]:
+        """It runs at the other side now. What did not come along."""
         arrival = receiver.receive(60)
         assert arrival is not None
         assert isinstance(arrival.machine, ArrivingGuest)
         before, self.machine = self.machine, arrival.machine.machine
         self.side = self.there()
         before.stop()
+        return arrival.problems
 
     def move(self) -> Moved:
         """To the other side, which must work."""

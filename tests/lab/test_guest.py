@@ -111,6 +111,14 @@ def test_unplugged_and_plugged_while_it_runs(visit: Visit) -> None:
     assert visit.told["disk again"]["written"] == WRITTEN.decode()
 
 
+def test_plugged_behind_a_mediator_while_it_runs(visit: Visit) -> None:
+    """A disk with MSI-X by vfio-user, which QEMU would not survive the unplug of (docs/hotplug.md)."""
+    mediated = visit.told["disk mediated"]
+    assert (mediated["lane"], mediated["carrier"]) == ("passthrough", "vfio-user")
+    assert mediated["written"] == WRITTEN.decode()
+    assert "MSI-X" in mediated["refused"]
+
+
 def test_a_balloon_is_refused(visit: Visit) -> None:
     """It would give pages back that the IOMMU goes on to map (facts: pinning)."""
     assert "'virtio-balloon-pci' is refused" in visit.told["balloon"]["refused"]

@@ -19,15 +19,7 @@ from iolane.lab.machine import Lab, LabConfig
 from tests.lab.conftest import tell
 from tests.lab.guest.standin_in_lab import MAC
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.guest,
-    pytest.mark.timeout(1500),
-    pytest.mark.skip(
-        reason="THE STAND-IN IS NOT TESTED IN THE LAB YET: its guest came up, the preflight refused; "
-        "the corrected script has not been seen to pass"
-    ),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.guest, pytest.mark.timeout(1500)]
 SECONDS = 1200.0
 BOTH = ["igbvf 1", "virtio_net 1"]
 STANDIN = ["virtio_net 1"]

@@ -25,6 +25,7 @@ from iolane.model.pci import PcieId
 from iolane.operations.machine import Machine, MachineDescription
 
 MAC = "52:54:00:22:00:01"
+MAP = "iolane.devices.nvme.registers:NvmeRegisters"
 WRITTEN = b"written by the guest"
 WHERE = 50 << 20
 """Where the guest writes, behind the pattern of the lab's disk."""
@@ -79,6 +80,21 @@ def main(nvme: PcieId, igb: PcieId, port: int) -> None:
             machine.plug_passed(f"{nvme},id=disk")
             machine.check(APPEAR.format("/dev/nvme0n1"), timeout=COMMAND)
             say("disk again", written=read_back(machine), seconds=time.monotonic() - started)
+            machine.unplug("disk", 120.0).require("disk")
+            mediated = machine.plug_passed(f"{nvme},mediate={MAP},id=disk")
+            machine.check(APPEAR.format("/dev/nvme0n1"), timeout=COMMAND)
+            written = read_back(machine)
+            try:
+                refused = f"not: {machine.unplug('disk', 120.0).value}"
+            except IolaneError as error:
+                refused = str(error)
+            say(
+                "disk mediated",
+                lane=mediated.lane,
+                carrier=mediated.carrier,
+                written=written,
+                refused=refused,
+            )
             machine.powerdown()
     say("after", nvme=driver(nvme), igb=driver(igb), function=driver(function))
 
