@@ -120,10 +120,8 @@ cdef class CompiledQueue:
     cdef uint32_t free_count, flight_count, asked_count
     cdef Uring uring
     cdef uint32_t under_way
-    cdef uint64_t poll_longest, looked
-    cdef uint64_t typical_waits[2]  # for the driver, and for the disk
-    cdef bint draining
-    cdef bint rested  # there was nothing to do when it was looked last
+    cdef uint64_t poll_longest, looked, typical_waits[2]  # for the driver, and for the disk
+    cdef bint draining, rested  # rested: there was nothing to do when it was looked last
     cdef uint16_t top  # of packets: the available index as it was seen last
     cdef int rest
     cdef public bint by_turns  # Python has chains of an earlier life that come first: each packet is its
@@ -365,7 +363,7 @@ cdef class CompiledQueue:
                 idle_since = now_ns()
                 self.looked = 0
                 waits_for_disk = self.under_way > 0
-            elif self._has_looked_enough(idle_since, waits_for_disk):
+            elif has_looked_enough(self, idle_since, waits_for_disk):
                 sleep(self)
                 adapt(self, waits_for_disk, now_ns() - idle_since)
                 idle_since = 0
@@ -378,13 +376,6 @@ cdef class CompiledQueue:
         if self.used_index != self.published and not self.broken:
             self._publish()
         self.broken = True
-
-    cdef bint _has_looked_enough(self, uint64_t since, bint waits_for_disk) noexcept nogil:
-        """Rings, and a network in memory, can be looked at for nothing; to ask a tap is a system call."""
-        if self.rest == REST_NETWORK and self.net.port.kind == PORT_TAP:
-            return True
-        self.looked = now_ns() - since
-        return self.looked >= worth_looking(self, waits_for_disk) or self.under_way > POLL_FLIGHTS or self.stopping or self.broken
 
     cdef int _take_batch(self, uint16_t *head) noexcept nogil:
         cdef uint16_t top, waiting, position

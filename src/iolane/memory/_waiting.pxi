@@ -88,8 +88,14 @@ cdef void adapt(CompiledQueue queue, bint for_disk, uint64_t waited) noexcept no
     typical[0] = (7 * typical[0] + min(waited, 4 * queue.poll_longest)) // 8
 
 
-cdef uint64_t worth_looking(CompiledQueue queue, bint for_disk) noexcept nogil:
-    """How long to look before sleeping: hardly at all where that would not spare the sleep."""
-    if queue.typical_waits[1 if for_disk else 0] < queue.poll_longest:
-        return queue.poll_longest
-    return min(queue.poll_longest, POLL_SHORTEST)
+cdef bint has_looked_enough(CompiledQueue queue, uint64_t since, bint for_disk) noexcept nogil:
+    """Rings, and a network in memory, can be looked at for nothing; to ask a tap is a system call. Hardly at all
+    is looked where that would not spare the sleep.
+    """
+    cdef uint64_t worth = queue.poll_longest
+    if queue.rest == REST_NETWORK and queue.net.port.kind == PORT_TAP:
+        return True
+    if queue.typical_waits[1 if for_disk else 0] >= queue.poll_longest:
+        worth = min(worth, <uint64_t>POLL_SHORTEST)
+    queue.looked = now_ns() - since
+    return queue.looked >= worth or queue.under_way > POLL_FLIGHTS or queue.stopping or queue.broken

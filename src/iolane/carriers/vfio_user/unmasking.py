@@ -7,6 +7,7 @@ import select
 import threading
 
 from iolane.backends.poller import Poller
+from iolane.memory.signals import take
 from iolane.model.interrupts import InterruptGroup
 from iolane.model.interrupts.group import prepare_eventfd
 
@@ -57,7 +58,7 @@ class Unmasking:
             if self._fds.get((group.index, vector)) != fd:  # forgotten since
                 return
             try:
-                os.eventfd_read(fd)
+                take(fd)
             except BlockingIOError:
                 pass
             else:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 
 from iolane.errors import IolaneError
+from iolane.memory.signals import Signaller
 
 
 class InterruptIndex(IntEnum):
@@ -40,6 +41,7 @@ class InterruptGroup:
         self._changed = changed
         self._fds: dict[int, int] = {}
         self._masked: set[int] = set()
+        self._signaller = Signaller()
 
     @property
     def connected(self) -> bool:
@@ -131,16 +133,13 @@ class InterruptGroup:
         return self.signal(vector)
 
     def signal(self, vector: int) -> bool:
-        """Write the eventfd of `vector`. True if it has one; a full counter is as good as another count."""
+        """Signal the eventfd of `vector`, without waiting for whoever has it, too. True if it has one; a full
+        counter is as good as another count.
+        """
         fd = self._fds.get(vector)
         if fd is None:
             return False
-        try:
-            os.eventfd_write(fd, 1)
-        except BlockingIOError:
-            pass
-        except OSError:
-            return False
+        self._signaller.signal(fd)
         if self.automasked:
             self._masked.add(vector)
         return True
@@ -151,7 +150,7 @@ class InterruptGroup:
 
 
 def prepare_eventfd(fd: int) -> None:
-    """Make an eventfd safe to write: never blocking. Raises `IolaneError` for anything else."""
+    """Have an eventfd not wait, as long as its peer leaves that so. Raises `IolaneError` where it is none."""
     try:
         kind = os.readlink(f"/proc/self/fd/{fd}")
         if kind != "anon_inode:[eventfd]":

@@ -59,6 +59,8 @@ def test_msix_as_qemu_enables_it(
     client: VfioUserClient, device: Sample, eventfds: Callable[[int], list[int]]
 ) -> None:
     """One vector without a descriptor, everything off, then chunks of the set, again and again."""
+    client.set_irqs(MSIX, fds=eventfds(1))
+    device.msix.raise_vector(0)  # from its first signal on a device holds a descriptor for that
     client.set_irqs(MSIX, fds=[], count=1)
     client.set_irqs(MSIX, count=0)
     before = open_fds()
