@@ -42,7 +42,7 @@ cdef enum:
     FLIGHTS = 256
     POLL_LONGEST = 200000  # ns; a processor that sleeps may take 50 us to wake, and a disk 100 us to read
     POLL_SHORTEST = 1000
-    POLL_FLIGHTS = 4  # with more under way the disk has work while we sleep, and needs the processor for its interrupts
+    POLL_BYTES = 32768  # with more under way the disk has work while we sleep, and needs the processor for its interrupts
     POLL_MS = 1  # how often a ring without a kick descriptor is looked at
 
 cdef enum:
@@ -117,9 +117,9 @@ cdef class CompiledQueue:
     cdef Flight *flights
     cdef uint16_t *free_flights
     cdef uint16_t *asked  # heads whose transfer failed, at most `size`: each is in flight once
-    cdef uint32_t free_count, flight_count, asked_count
+    cdef uint32_t free_count, flight_count, asked_count, under_way
     cdef Uring uring
-    cdef uint32_t under_way
+    cdef uint64_t bytes_under_way
     cdef uint64_t poll_longest, looked, typical_waits[2]  # for the driver, and for the disk
     cdef bint draining, rested  # rested: there was nothing to do when it was looked last
     cdef uint16_t top  # of packets: the available index as it was seen last

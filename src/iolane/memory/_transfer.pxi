@@ -95,6 +95,7 @@ cdef bint block_fly(CompiledQueue queue, uint16_t head, Pieces *pieces, bint is_
         return False
     queue.free_count -= 1
     queue.under_way += 1
+    queue.bytes_under_way += total
     queue.taken[head] = TAKEN
     return True
 
@@ -121,6 +122,7 @@ cdef void block_landed(CompiledQueue queue, uint64_t slot, int result) noexcept 
     queue.free_flights[queue.free_count] = <uint16_t>slot
     queue.free_count += 1
     queue.under_way -= 1
+    queue.bytes_under_way -= flight.total
     if result == <int>flight.total:
         block_done(queue, flight.head, &flight.pieces, flight.is_read, flight.total)
     else:

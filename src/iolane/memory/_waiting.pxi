@@ -98,4 +98,4 @@ cdef bint has_looked_enough(CompiledQueue queue, uint64_t since, bint for_disk) 
     if queue.typical_waits[1 if for_disk else 0] >= queue.poll_longest:
         worth = min(worth, <uint64_t>POLL_SHORTEST)
     queue.looked = now_ns() - since
-    return queue.looked >= worth or queue.under_way > POLL_FLIGHTS or queue.stopping or queue.broken
+    return queue.looked >= worth or queue.bytes_under_way > POLL_BYTES or queue.stopping or queue.broken
