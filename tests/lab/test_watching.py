@@ -94,7 +94,7 @@ def test_a_guest_whose_function_makes_a_fault_is_ended(lab: Lab) -> None:
     assert done.stdout.decode() == "the guest is about to\n"
     assert done.exit_code == 1
     last = words.splitlines()[-1]
-    assert last.startswith(f"iolane: the machine was ended by its IOMMU fault: {edu} (iolane-"), words
+    assert last.startswith(f"iolane: the machine was ended by its IOMMU fault: {edu} (vm"), words
     assert f"DMA write at {NOWHERE:#x} refused by VT-d: " in last
     (first, *_) = lab.iommu_trace()[before:]
     assert (first.source, first.address, first.write) == (lab.address("edu0"), NOWHERE, True)
