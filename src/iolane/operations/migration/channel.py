@@ -8,8 +8,8 @@ handed to it, and it does its own TLS.
 from __future__ import annotations
 
 import contextlib
+import io
 import socket
-import ssl
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -18,13 +18,15 @@ import msgspec
 
 from iolane.engines.qemu.credentials import TlsCredentials
 from iolane.errors import IolaneError
+from iolane.operations.migration.link import Link
 from iolane.operations.migration.messages import LINE_LIMIT, FromDestination, FromSource
 from iolane.operations.migration.tls import secured
-from iolane.operations.migration.uri import Place, limit_sending
+from iolane.operations.migration.uri import Place
 
 GREETING = b"iolane-migration 1 "
 TALK, STREAM = b"talk", b"stream "
 GREETING_LIMIT = 128
+CHUNK = 1 << 16
 SEND_LIMIT = 20.0
 """Seconds for the other side to take a message; one that takes none is gone."""
 
@@ -40,13 +42,9 @@ class Channel(Generic[Heard]):
     """
 
     def __init__(self, connection: socket.socket, heard: object) -> None:
-        self._connection = connection
+        self._link = Link(connection, SEND_LIMIT)
         self._decoder: msgspec.json.Decoder[Heard] = msgspec.json.Decoder(heard)
-        self._lock = threading.Lock()
         self._reader: threading.Thread | None = None
-        connection.settimeout(None)
-        if not isinstance(connection, ssl.SSLSocket):
-            limit_sending(connection, SEND_LIMIT)
 
     def start(self, on_message: Callable[[Heard], object], on_end: Callable[[str], object]) -> None:
         """Call for every message, and once when nothing more will come, with the reason: in a thread of the
@@ -60,30 +58,31 @@ class Channel(Generic[Heard]):
     def send(self, message: msgspec.Struct) -> None:
         """Say something. To a link that is cut it is lost without a word; its end is told of otherwise."""
         line = msgspec.json.encode(message) + b"\n"
-        with self._lock, contextlib.suppress(OSError, ValueError):
-            self._connection.sendall(line)
+        with contextlib.suppress(OSError, ValueError):
+            self._link.send_all(line)
 
     def close(self) -> None:
         """Cut it, and end the thread (unless that is who calls)."""
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
+        self._link.cut()
         if self._reader is not None and self._reader is not threading.current_thread():
             self._reader.join()
-        self._connection.close()
+        self._link.close()
 
     def _read(self, on_message: Callable[[Heard], object], on_end: Callable[[str], object]) -> None:
         reason = "the link is cut"
+        lines = io.BufferedReader(self._link, CHUNK)
         try:
-            with self._connection.makefile("rb") as lines:
-                while line := lines.readline(LINE_LIMIT):
-                    if not line.endswith(b"\n"):
-                        reason = "the link is cut" if len(line) < LINE_LIMIT else "a message is too long"
-                        break
-                    on_message(self._decoder.decode(line))
+            while line := lines.readline(LINE_LIMIT):
+                if not line.endswith(b"\n"):
+                    reason = "the link is cut" if len(line) < LINE_LIMIT else "a message is too long"
+                    break
+                on_message(self._decoder.decode(line))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             reason = f"the other side says what can't be understood: {error}"
         except (OSError, ValueError) as error:
             reason = f"the link is cut: {str(error).lower()}"
+        finally:
+            lines.detach()  # it would close the link with it
         on_end(reason)
 
 
