@@ -14,9 +14,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
-
-Result = TypeVar("Result")
 
 
 class Link(io.RawIOBase):
@@ -64,7 +61,7 @@ class Link(io.RawIOBase):
         self._connection.close()
         super().close()
 
-    def _do(self, call: Callable[[], Result], usual: int, deadline: float | None) -> Result:
+    def _do(self, call: Callable[[], int], usual: int, deadline: float | None) -> int:
         while True:
             try:
                 with self._using:
