@@ -30,6 +30,8 @@ cdef int pass_packets(CompiledQueue queue) noexcept nogil:
             outcome = send_packet(queue, queue.net)
         done += 1
     queue.net.port.flush()
+    if outcome == WAITS and not queue.net.receives and queue.net.port.is_behind():
+        queue.rest = REST_NETWORK
     return E_TURN if outcome == LEFT else -1
 
 

@@ -1,4 +1,4 @@
-# The network's end of a queue pair, for compiled code: a tap, or a network in memory.
+# The network's end of a queue pair, for compiled code: a tap, a socket, or a network in memory.
 
 cdef packed struct PacketHeader:  # struct virtio_net_hdr_v1 (virtio 1.3, 5.1.6)
     uint8_t flags
@@ -18,6 +18,7 @@ cdef enum:
     PORT_SINK = 1
     PORT_SOURCE = 2
     PORT_ECHO = 3
+    PORT_STREAM = 4
     ECHOES = 256  # packets, a power of two
     SEND_DONE = 1
     SEND_FULL = 0
@@ -46,6 +47,9 @@ cdef void collect(const iovec *vectors, uint8_t *target, size_t length) noexcept
         vectors += 1
 
 
+include "_stream.pxi"
+
+
 @cython.final
 cdef class NetPort:
     """Where packets, header and frame, go to and come from.
@@ -54,12 +58,14 @@ cdef class NetPort:
 
     Args:
         kind: 0: a tap at `fd`, which is non-blocking; 1: what is sent is dropped, and nothing comes; 2: the same, but
-            frames of `length` bytes come without end; 3: frames of up to `length` bytes come back.
+            frames of `length` bytes come without end; 3: frames of up to `length` bytes come back; 4: a peer at a
+            socket, see `stream`.
         fd: stays the caller's.
 
     Attributes:
         admitted: what `take_back` would give was found to be as the driver wants it.
         arrival, room: with kind 3, eventfds by which who waits is told.
+        stream: with kind 4, the peer.
         packets_read, packets_written: what passed here.
     """
 
@@ -74,15 +80,19 @@ cdef class NetPort:
     cdef uint32_t first, last  # of the packets in `slots`; both run freely
     cdef uint32_t reader_waits, writer_waits, write_lock
     cdef readonly int arrival, room
+    cdef readonly FrameStream stream
     cdef readonly uint64_t packets_read, packets_written
 
     def __cinit__(self, int kind, *, int fd=-1, uint32_t length=0):
         self.arrival = self.room = -1
-        if not PORT_TAP <= kind <= PORT_ECHO or (kind == PORT_TAP) != (fd >= 0):
+        if not PORT_TAP <= kind <= PORT_STREAM or (kind == PORT_TAP) != (fd >= 0):
             raise ValueError(f"kind {kind} with descriptor {fd}")
-        if kind >= PORT_SOURCE and not ETHERNET <= length <= LARGEST_FRAME:
+        if kind in (PORT_SOURCE, PORT_ECHO) and not ETHERNET <= length <= LARGEST_FRAME:
             raise ValueError(f"frames of {length} bytes")
         self.kind, self.fd, self.length = kind, fd, HEADER + length
+        if kind == PORT_STREAM:
+            self.stream = FrameStream()
+            self.fd = self.stream.fd
         self.unread = <uint8_t *>calloc(1, LARGEST_PACKET)
         self.slots = <uint8_t *>calloc(ECHOES if kind == PORT_ECHO else 1, self.length)
         self.lengths = <uint32_t *>calloc(ECHOES, sizeof(uint32_t))
@@ -114,30 +124,34 @@ cdef class NetPort:
         return None if length == 0 else (<char *>self.unread)[:length]
 
     def receive(self):
-        """The next packet of a network in memory, or None: `arrival` tells of the next."""
+        """The next packet; not of a tap. None: `arrival`, or the stream's peer, tells of the next."""
         cdef iovec whole = iovec(self.unread, LARGEST_PACKET)
         self.has_woken(True)
-        cdef pollfd entry
+        cdef pollfd entries[2]
         cdef ssize_t length = -EAGAIN
         while self.kind != PORT_TAP and (length := self.read(&whole, 1)) == -EAGAIN:
-            if self.make_ready_to_wait(True, &entry):
+            if self.make_ready_to_wait(True, entries):
                 return None
         self.flush()
         return None if length < 0 else (<char *>self.unread)[:length]
 
     def send(self, bytes packet not None):
-        """Send to a network in memory. 1: sent; 0: `room` tells when there is room; -1: it can't be sent."""
-        cdef iovec whole = iovec(<void *><const char *>packet, len(packet))
-        cdef pollfd entry
+        """Send; not to a tap. 1: sent; 0: `room`, or the stream's peer, tells when there is room; -1: it can't be."""
+        if not HEADER <= len(packet) <= LARGEST_PACKET:
+            return SEND_FAILED
+        cdef uint8_t *start = <uint8_t *><const char *>packet
+        cdef iovec pieces[2]
+        cdef pollfd entries[2]
         cdef int outcome = SEND_FAILED
-        while self.kind != PORT_TAP and (outcome := self.write(&whole, 1, len(packet))) == SEND_FULL:
-            if self.make_ready_to_wait(False, &entry):
+        pieces[0], pieces[1] = iovec(start, HEADER), iovec(start + HEADER, len(packet) - HEADER)
+        while self.kind != PORT_TAP and (outcome := self.write(pieces, 2, len(packet))) == SEND_FULL:
+            if self.make_ready_to_wait(False, entries):
                 break
         self.flush()
         return outcome
 
     def disconnect(self):
-        """The interface is gone: nobody waits for it any more."""
+        """A tap's interface is gone: nobody waits for it any more."""
         self.fd = -1
 
     # Without the GIL.
@@ -152,6 +166,10 @@ cdef class NetPort:
                 length = readv(self.fd, vectors, count)
             if length < 0:
                 return -EAGAIN if self.fd < 0 else -errno
+        elif self.kind == PORT_STREAM:
+            length = self.stream.read_frame(vectors)
+            if length < 0:
+                return length
         elif self.kind == PORT_SOURCE:
             length = self.length
             scatter(vectors, self.slots, length)
@@ -166,13 +184,19 @@ cdef class NetPort:
         return length
 
     cdef int write(self, iovec *vectors, int count, size_t length) noexcept nogil:
+        """Write a packet whose first piece is its header."""
         cdef ssize_t done
+        cdef int outcome
         if self.kind == PORT_TAP:
             done = writev(self.fd, vectors, count)
             while done < 0 and errno == EINTR:
                 done = writev(self.fd, vectors, count)
             if done < 0:
                 return SEND_FULL if errno == EAGAIN else SEND_FAILED
+        elif self.kind == PORT_STREAM:
+            outcome = self.stream.write_frame(vectors, count, length)
+            if outcome != SEND_DONE:
+                return outcome
         elif self.kind == PORT_ECHO:
             if length > self.length:
                 return SEND_FAILED
@@ -206,26 +230,46 @@ cdef class NetPort:
         if ring_load32(&self.writer_waits) and self.is_ready(False) and ring_exchange32(&self.writer_waits, 0):
             write(self.room, &one, 8)
 
+    cdef bint asks_the_kernel(self) noexcept nogil:
+        """Whether to look if there is something is a system call."""
+        return self.kind == PORT_TAP or self.kind == PORT_STREAM
+
+    cdef bint is_behind(self) noexcept nogil:
+        """Whether part of a packet is still to be written, and can't be."""
+        if self.kind != PORT_STREAM:
+            return False
+        take_lock(&self.stream.write_lock)
+        cdef bint done = self.stream._push()
+        ring_store32(&self.stream.write_lock, 0)
+        return not done and not self.stream.trouble
+
     cdef bint is_ready(self, bint receives) noexcept nogil:
         """Whether an echo has a packet, or room for one. Of others nothing is known."""
         cdef uint32_t count = ring_load32(&self.last) - ring_load32(&self.first)
         return self.kind == PORT_ECHO and (count != 0 if receives else count < ECHOES)
 
-    cdef bint make_ready_to_wait(self, bint receives, pollfd *entry) noexcept nogil:
-        """What to wait for until `read`, or `write`, is of use. False: it is already."""
+    cdef bint make_ready_to_wait(self, bint receives, pollfd *entries) noexcept nogil:
+        """What to wait for until `read`, or `write`, is of use: two entries. False: it is already."""
         cdef uint32_t *waits = &self.reader_waits if receives else &self.writer_waits
-        entry[0] = pollfd(self.fd, POLLIN if receives else POLLOUT, 0)
+        entries[0] = pollfd(self.fd, POLLIN if receives else POLLOUT, 0)
+        entries[1] = pollfd(self._news(receives), POLLIN, 0)
         if self.kind != PORT_ECHO:
             return True
         ring_store32(waits, 1)
         ring_fence()  # who reads or writes looks at the wish after that
-        if self.is_ready(receives):
-            ring_store32(waits, 0)
-            return False
-        entry.fd, entry.events = self.arrival if receives else self.room, POLLIN
-        return True
+        if not self.is_ready(receives):
+            return True
+        ring_store32(waits, 0)
+        return False
+
+    cdef int _news(self, bint receives) noexcept nogil:
+        """An eventfd, or -1."""
+        if self.kind == PORT_STREAM:
+            return self.stream.reader_news if receives else self.stream.writer_news
+        return self.arrival if receives else self.room
 
     cdef void has_woken(self, bint receives) noexcept nogil:
         cdef uint64_t count
-        if self.kind == PORT_ECHO:
-            read(self.arrival if receives else self.room, &count, 8)
+        cdef int fd = self._news(receives)
+        if fd >= 0:
+            read(fd, &count, 8)

@@ -30,11 +30,24 @@ class BlockPath:
     def become(self, other: BlockPath) -> None: ...
 
 @final
+class FrameStream:
+    fd: int
+    reader_news: int
+    writer_news: int
+    trouble: int
+    @property
+    def pending(self) -> bool: ...
+    def connect(self, fd: int, input: bytes = b"", output: bytes = b"") -> None: ...
+    def cut(self) -> None: ...
+    def push(self) -> bool: ...
+
+@final
 class NetPort:
     kind: int
     admitted: bool
     arrival: int
     room: int
+    stream: FrameStream
     packets_read: int
     packets_written: int
     def __init__(self, kind: int, *, fd: int = -1, length: int = 0) -> None: ...

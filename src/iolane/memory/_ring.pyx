@@ -6,10 +6,10 @@ else, and everything that looks wrong, to Python: `iolane.model.virtio.split_rin
 wrote is copied before it is checked, and checked before it is used.
 """
 
-from libc.errno cimport EAGAIN, EFAULT, ENOMEM
+from libc.errno cimport EAGAIN, EFAULT, ENOMEM, EPIPE
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memmove, memset
 
 cimport cython
 

@@ -43,12 +43,12 @@ cdef bint nothing_to_sleep_for(CompiledQueue queue) noexcept nogil:
 
 cdef void sleep(CompiledQueue queue) noexcept nogil:
     """Wait for a kick, Python, the network or the kernel."""
-    cdef pollfd entries[4]
+    cdef pollfd entries[5]
     cdef uint8_t drain[512]
     cdef bint deaf = queue.broken or queue.stopping
     if not deaf and nothing_to_sleep_for(queue):
         return
-    entries[3] = pollfd(-1, 0, 0)
+    entries[3] = entries[4] = pollfd(-1, 0, 0)
     if not deaf and queue.rest == REST_NETWORK:
         if not queue.net.port.make_ready_to_wait(queue.net.receives, &entries[3]):
             queue.rest = REST_NOT
@@ -58,7 +58,7 @@ cdef void sleep(CompiledQueue queue) noexcept nogil:
     entries[0] = pollfd(queue.wake, POLLIN, 0)
     entries[1] = pollfd(-1 if deaf else queue.kick, POLLIN, 0)
     entries[2] = pollfd(queue.uring.fd if queue.under_way else -1, POLLIN, 0)
-    poll(entries, 4, 0 if queue.finished_count else POLL_MS if queue.kick < 0 and not deaf else -1)
+    poll(entries, 5, 0 if queue.finished_count else POLL_MS if queue.kick < 0 and not deaf else -1)
     ring_store32(&queue.sleeping, 0)
     if entries[0].revents:
         read(queue.wake, drain, 8)
@@ -67,7 +67,7 @@ cdef void sleep(CompiledQueue queue) noexcept nogil:
         queue.kicks += 1
     elif entries[1].revents:
         queue.kick = -1  # a pipe without a writer would be ready for ever
-    if entries[3].revents:
+    if entries[3].revents or entries[4].revents:
         queue.net.port.has_woken(queue.net.receives)
         queue.rest = REST_NOT
     if not deaf:
@@ -89,11 +89,11 @@ cdef void adapt(CompiledQueue queue, bint for_disk, uint64_t waited) noexcept no
 
 
 cdef bint has_looked_enough(CompiledQueue queue, uint64_t since, bint for_disk) noexcept nogil:
-    """Rings, and a network in memory, can be looked at for nothing; to ask a tap is a system call. Hardly at all
+    """Rings, and a network in memory, can be looked at for nothing; to ask the kernel takes longer. Hardly at all
     is looked where that would not spare the sleep.
     """
     cdef uint64_t worth = queue.poll_longest
-    if queue.rest == REST_NETWORK and queue.net.port.kind == PORT_TAP:
+    if queue.rest == REST_NETWORK and queue.net.port.asks_the_kernel():
         return True
     if queue.typical_waits[1 if for_disk else 0] >= queue.poll_longest:
         worth = min(worth, <uint64_t>POLL_SHORTEST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import socket
 import struct
 import threading
@@ -17,6 +18,7 @@ from pyroute2 import IPRoute
 from iolane.backends.net import LARGEST_FRAME, Capture, NetBackend, Offload, PasstNet, Tap, open_peer
 from iolane.backends.net.base import PLAIN_HEADER
 from iolane.backends.net.passt import VARIABLE
+from iolane.backends.net.socket_peer import SocketPeer
 from iolane.backends.net.tap import ALL_OFFLOADS, _failure
 from iolane.devices.virtio.net.header import PacketHeader
 from iolane.errors import IolaneError
@@ -241,14 +243,29 @@ def framed(*frames: bytes) -> bytes:
     return b"".join(len(frame).to_bytes(4, "big") + frame for frame in frames)
 
 
+@pytest.fixture(params=["python", "compiled"])
+def peer_of(request: pytest.FixtureRequest) -> Callable[[str], SocketPeer]:
+    """Makes peers whose frames are Python's, or compiled code's."""
+
+    def opened(text: str) -> SocketPeer:
+        backend = open_peer(text)
+        if request.param == "compiled":
+            assert backend.open_port(0) is not None
+        return backend
+
+    return opened
+
+
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[tuple[Owner, Owner]]:
+def pair(tmp_path: Path, peer_of: Callable[[str], SocketPeer]) -> Iterator[tuple[Owner, Owner]]:
     """One listens, the other connects."""
     path = tmp_path / "peer"
-    backends = [open_peer(f"listen:{path}"), open_peer(f"unix:{path}")]
+    backends = [peer_of(f"listen:{path}"), peer_of(f"unix:{path}")]
     owners = (Owner(backends[0]), Owner(backends[1]))
     owners[0].wait(lambda: backends[0].connected)
     yield owners
+    for backend in backends:
+        backend.stop()  # else one may see the other leave while it is closed here
     for backend in backends:
         backend.close()
 
@@ -280,10 +297,10 @@ def test_a_peer_that_does_not_read(pair: tuple[Owner, Owner]) -> None:
     first.wait(lambda: first.send(b"last"))
 
 
-def test_a_peer_that_leaves_and_another(tmp_path: Path) -> None:
+def test_a_peer_that_leaves_and_another(tmp_path: Path, peer_of: Callable[[str], SocketPeer]) -> None:
     """Half a frame of the first is not the start of the second's."""
     path = tmp_path / "peer"
-    backend = open_peer(f"listen:{path}")
+    backend = peer_of(f"listen:{path}")
     owner = Owner(backend)
     for number, data in enumerate((framed(b"first") + b"\0\0\1\0half", framed(b"second")), start=1):
         with socket.socket(socket.AF_UNIX) as peer:
@@ -298,9 +315,11 @@ def test_a_peer_that_leaves_and_another(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_peer_that_says_nonsense_is_thrown_out(tmp_path: Path) -> None:
+def test_a_peer_that_says_nonsense_is_thrown_out(
+    tmp_path: Path, peer_of: Callable[[str], SocketPeer]
+) -> None:
     path = tmp_path / "peer"
-    backend = open_peer(f"listen:{path}")
+    backend = peer_of(f"listen:{path}")
     owner = Owner(backend)
     with socket.socket(socket.AF_UNIX) as peer:
         peer.settimeout(SECONDS)
@@ -315,16 +334,71 @@ def test_a_peer_that_says_nonsense_is_thrown_out(tmp_path: Path) -> None:
     backend.close()
 
 
-def test_a_socket_that_was_opened_before() -> None:
+def test_a_socket_that_was_opened_before(peer_of: Callable[[str], SocketPeer]) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        backend = open_peer(f"fd:{ours.fileno()}")
+        backend = peer_of(f"fd:{ours.fileno()}")
         owner = Owner(backend)
         owner.send(b"hello")
         assert theirs.recv(100) == framed(b"hello")
         theirs.close()
         owner.wait(lambda: not backend.connected)
         backend.close()
+
+
+def test_frames_in_any_pieces(peer_of: Callable[[str], SocketPeer]) -> None:
+    """Wherever the stream is cut, the frames are the same."""
+    chance = random.Random(5)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        backend = peer_of(f"fd:{ours.fileno()}")
+        ours.close()
+        owner = Owner(backend)
+        frames = [chance.randbytes(chance.choice((0, 1, 14, 700, 1514, 65000))) for _ in range(60)]
+        data = framed(*frames)
+        while data:
+            cut = chance.choice((1, 2, 3, 5, 100, 5000, 100_000))
+            theirs.sendall(data[:cut])
+            data = data[cut:]
+        owner.wait(lambda: len(owner.packets) == len(frames))
+        assert [packet for _, packet in owner.packets] == [PLAIN_HEADER + frame for frame in frames]
+        backend.close()
+        assert theirs.recv(1) == b"", "nobody else has the socket"
+
+
+def test_frames_go_on_where_python_stopped() -> None:
+    """Half a frame that was read, and half a frame that was not written, are not lost to compiled code."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        backend = open_peer(f"fd:{ours.fileno()}")
+        owner = Owner(backend)
+        frame = os.urandom(60_000)
+        count = 0
+        while owner.send(frame):
+            count += 1
+        theirs.sendall(framed(b"before", b"cut here")[:-3])
+        owner.wait(lambda: len(owner.packets) == 1)
+        with owner.changed:
+            assert backend.open_port(0) is not None
+        theirs.sendall(b"ere" + framed(b"behind"))
+        owner.wait(lambda: len(owner.packets) == 3)
+        assert [packet[HEADER.size :] for _, packet in owner.packets] == [b"before", b"cut here", b"behind"]
+        theirs.settimeout(SECONDS)
+        wanted, got = framed(*[frame] * count), b""
+        while len(got) < len(wanted):
+            got += theirs.recv(1 << 20)
+        assert got == wanted
+        backend.close()
+
+
+def test_a_pipe_is_no_socket() -> None:
+    readable, writable = os.pipe()
+    backend = open_peer(f"fd:{writable}")
+    assert backend.open_port(0) is None
+    assert backend.ports == []
+    backend.close()
+    for fd in (readable, writable):
+        os.close(fd)
 
 
 # passt.

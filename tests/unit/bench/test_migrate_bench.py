@@ -39,7 +39,8 @@ def figures(total: float, downtime: float) -> Figures:
 
 def result(total: float, downtime: float) -> MigrateBenchResult:
     ours, theirs = figures(2 * total, 0.1 * downtime), figures(2, 0.1)
-    case = CaseResult(CASE, {OURS: ours, QEMUS: theirs}, total, downtime)
+    lies = (0.5, 2.0)
+    case = CaseResult(CASE, {OURS: ours, QEMUS: theirs}, total, downtime, lies, lies)
     return MigrateBenchResult("iolane bench migrate --rounds 5", "a machine", "11.0.0", 5, (case,))
 
 
@@ -53,8 +54,8 @@ def test_medians_are_of_each_figure() -> None:
     ("total", "downtime", "missed"),
     [
         (1.0, 1.1, []),
-        (1.2, 1.0, ["256 MiB, 64 MiB/s changed: total time 1.20, should be at most 1.1"]),
-        (0.5, 1.11, ["256 MiB, 64 MiB/s changed: downtime 1.11, should be at most 1.1"]),
+        (1.2, 1.0, ["256 MiB, 64 MiB/s changed: total time 1.20 (0.50 to 2.00), should be at most 1.1"]),
+        (0.5, 1.11, ["256 MiB, 64 MiB/s changed: downtime 1.11 (0.50 to 2.00), should be at most 1.1"]),
     ],
 )
 def test_a_missed_target_is_named(total: float, downtime: float, missed: list[str]) -> None:
@@ -65,7 +66,17 @@ def test_a_missed_target_is_named(total: float, downtime: float, missed: list[st
 
 def test_the_table(tmp_path: Path) -> None:
     ours, theirs = rows(result(1.05, 1.0))
-    assert ours[1:] == ("iolane", "2.10", "100", "50", "200", "100", "3", "1.05", "1.00")
+    assert ours[1:] == (
+        "iolane",
+        "2.10",
+        "100",
+        "50",
+        "200",
+        "100",
+        "3",
+        "1.05 (0.50 to 2.00)",
+        "1.00 (0.50 to 2.00)",
+    )
     assert theirs[1:] == ("QEMU", "2.00", "100", "50", "200", "100", "3", "", "")
     write_numbers(result(1.0, 1.0), tmp_path / "numbers.md")
     text = (tmp_path / "numbers.md").read_text()

@@ -425,7 +425,8 @@ def test_guest_memory_that_is_cut(wire: Wire) -> None:
 def test_ports_and_paths_that_can_not_be(wire: Wire) -> None:
     for kind, options in (
         (-1, {}),
-        (4, {}),
+        (5, {}),
+        (4, {"fd": 1}),
         (TAP, {}),
         (SINK, {"fd": 1}),
         (ECHO, {}),

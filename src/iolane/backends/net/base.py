@@ -40,7 +40,7 @@ class NetBackend(ABC):
         queues: how many queue pairs can be used at once.
         offloads: what may be left to the other end, both ways: checksums, segmentation.
         ports: by queue pair, what compiled code moves packets by, beside `receive` and `send`; empty where it
-            can't.
+            can't, or does not yet: see `open_port`.
     """
 
     def __init__(self, name: str, *, queues: int = 1, offloads: Offload = NO_OFFLOAD) -> None:
@@ -71,6 +71,10 @@ class NetBackend(ABC):
 
         One that can't be sent at all is taken, and counted as dropped.
         """
+
+    def open_port(self, pair: int) -> NetPort | None:
+        """What compiled code may move packets of a queue pair by from now on; None: it can't."""
+        return self.ports[pair] if self.ports else None
 
     def set_offloads(self, offloads: Offload) -> None:
         """What `receive` may leave to the device from now on."""

@@ -27,6 +27,7 @@ class DescriptorStream(StreamBackend):
         self.chunk = CHUNK
         self._in = -1
         self._out = -1
+        self._lent = False
         self._input = bytearray()
         self._wanted: dict[int, int] = {}
         self._poller: Poller | None = None
@@ -51,7 +52,7 @@ class DescriptorStream(StreamBackend):
     def service(self) -> None:
         """As in the base class: what was announced is asked for anew when the device pulls."""
         self._wanted.clear()
-        if self._in >= 0 and _hung_up(self._in):
+        if self._in >= 0 and not self._lent and _hung_up(self._in):
             self._read_the_rest()
 
     def read(self, limit: int) -> bytes:
@@ -94,6 +95,27 @@ class DescriptorStream(StreamBackend):
     def forget_input(self) -> None:
         """What was sent before, and not read, is of no interest any more."""
         self._input.clear()
+
+    def lend(self) -> bytes:
+        """Somebody else reads and writes from now on, and calls `hang_up` when the peer has gone.
+
+        Returns:
+            What was read and nobody has taken.
+        """
+        self._lent = True
+        data = bytes(self._input)
+        self.forget_input()
+        return data
+
+    @property
+    def descriptor(self) -> int:
+        """What is written to; -1 without a peer."""
+        return self._out
+
+    def tell_when_ready(self, events: int) -> None:
+        """`notify` once when there is something to read (READABLE), or room to write (WRITABLE)."""
+        if self._out >= 0:
+            self._want(self._out, events)
 
     def close(self) -> None:
         """As in the base class."""

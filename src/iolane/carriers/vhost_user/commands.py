@@ -113,7 +113,7 @@ class Commands:
         session = self._session
         size, offset = message.unpack(LOG, exact=False)
         log = SharedLog(message.fds[0], size, offset, session.log_signal)
-        with session.halted():
+        with session.halted(None if session.logs else ()):
             earlier, session.log = session.log, log
             session.apply_log()
             if earlier is not None:

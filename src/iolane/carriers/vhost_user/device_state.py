@@ -29,8 +29,8 @@ class Outcome(Enum):
 
 
 class Transfer:
-    """Bytes from or to a pipe, in a thread of their own: the front end fills or empties it before it asks how
-    that went.
+    """Bytes from or to a pipe. A thread reads them, and writes what has no room at once: the front end fills or
+    empties the pipe before it asks how that went.
 
     Args:
         fd: the pipe's end, which never blocks; taken over.
@@ -43,15 +43,27 @@ class Transfer:
         self._fd = fd
         self._writing = data is not None
         self._asked = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._thread = threading.Thread(target=self._run, name="device state", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        if self._writing and self._fits():
+            os.eventfd_write(self._asked, 1)  # nothing is waited for here
+            self._run()
+        else:
+            self._thread = threading.Thread(target=self._run, name="device state", daemon=True)
+            self._thread.start()
 
     def finish(self) -> Outcome:
         """The front end asks: what is in the pipe is taken, but nothing more is waited for."""
-        os.eventfd_write(self._asked, 1)
-        self._thread.join()
+        if self._thread is not None:
+            os.eventfd_write(self._asked, 1)
+            self._thread.join()
         os.close(self._asked)
         return self.outcome
+
+    def _fits(self) -> bool:
+        """Whether there is room for all: a pipe that can be written has it for so much (pipe(7))."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        return len(self.data) <= select.PIPE_BUF and bool(poll.poll(0))
 
     def _run(self) -> None:
         try:

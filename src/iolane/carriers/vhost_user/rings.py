@@ -76,8 +76,7 @@ class VringCommands:
         elif vring.addresses is None or not addresses.same_ring(vring.addresses):
             raise RefusedError(Rejection.VRING_RUNNING, f"the addresses of ring {index}")
         elif (addresses, logged) != (vring.addresses, vring.logged):
-            with self._session.halted([vring]):
-                vring.addresses, vring.logged = addresses, logged
+            self._session.readdress(vring, addresses, logged)
 
     def _check_log(self, vring: Vring, address: int) -> None:
         """ "The bit offset of the last byte of the ring must fall within the size supplied by

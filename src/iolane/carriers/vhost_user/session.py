@@ -13,7 +13,7 @@ from iolane.carriers.vhost_user.network import Announcing, TakesMtu
 from iolane.carriers.vhost_user.plane import DataPlane
 from iolane.carriers.vhost_user.protocol import ProtocolFeature, VhostFeature, bit
 from iolane.carriers.vhost_user.rejection import RefusedError, Rejection, Statistics
-from iolane.carriers.vhost_user.vring import Start, Vring
+from iolane.carriers.vhost_user.vring import Addresses, Start, Vring
 from iolane.carriers.vhost_user.written_config import WrittenConfig
 from iolane.errors import IolaneError
 from iolane.memory.signals import Signaller
@@ -146,8 +146,8 @@ class Session:
                 raise RefusedError(Rejection.VRING_NUM, f"{size}, but {part.size} are tracked in flight")
             recovery = part.recover(used_index, size, vring.base)
             last, heads = recovery.last_available, tuple(recovery.heads)
-        log = self.log if vring.logged or self.features & bit(VhostFeature.LOG_ALL) else None
-        log_address = named.log if vring.logged else used
+        logged = self._logged_at(named, vring.logged, used)
+        log, log_address = (None, used) if logged is None else (self.log, logged)
         return Start(descriptors, available, used, last, used_index, heads, part, log, log_address)
 
     def _start(self, vring: Vring, start: Start) -> None:
@@ -221,6 +221,27 @@ class Session:
                 vring.broke()
 
     # The log.
+
+    @property
+    def logs(self) -> bool:
+        """Whether rings mark what they write, if there is a log."""
+        return bool(self.features & bit(VhostFeature.LOG_ALL)) or any(vring.logged for vring in self.vrings)
+
+    def _logged_at(self, named: Addresses, logged: bool, used: int) -> int | None:
+        """Where the log has a used ring that lies at `used`; None: its writes are not logged."""
+        if logged:
+            return named.log
+        return used if self.features & bit(VhostFeature.LOG_ALL) else None
+
+    def readdress(self, vring: Vring, addresses: Addresses, logged: bool) -> None:
+        """Log a running ring somewhere else, or no more. It stops for that only if it makes a difference: a
+        front end says it of each ring, behind LOG_ALL, while its guest waits.
+        """
+        used, earlier = vring.queue.used, vring.addresses
+        assert earlier is not None
+        same = self._logged_at(addresses, logged, used) == self._logged_at(earlier, vring.logged, used)
+        with self.halted(() if same else (vring,)):
+            vring.addresses, vring.logged = addresses, logged
 
     def apply_log(self) -> None:
         """VHOST_F_LOG_ALL: "all the modifications to memory pointed by vring descriptors should be

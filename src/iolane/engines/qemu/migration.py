@@ -31,6 +31,7 @@ class Migration(msgspec.Struct, frozen=True):
     """How it went."""
 
     seconds: float
+    """Until the guest ran at the destination."""
     downtime: float
     """Seconds in which the guest stood still, as QEMU counts them: until it was ready to go on."""
     transferred: int
@@ -158,6 +159,7 @@ def migrate(
             incoming.start(there)
             outgoing.start(here)
             _wait(outgoing, source, left, timeout, "leave")
+            figures = outgoing.progress()  # while the other side still reads
             _wait(incoming, destination, arrived, timeout, "arrive")
         except IolaneError:
             _stay(outgoing, source, left)
@@ -165,11 +167,11 @@ def migrate(
         finally:
             here.close()
             there.close()
-        figures = outgoing.progress()
         destination.execute("cont")
+        seconds = time.monotonic() - started
         announce(destination)
     return Migration(
-        seconds=time.monotonic() - started,
+        seconds=seconds,
         downtime=figures.downtime,
         transferred=figures.transferred,
         passes=figures.passes,

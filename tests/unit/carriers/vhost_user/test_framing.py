@@ -97,6 +97,7 @@ def test_what_came_before_the_end_is_closed(server: VhostUserServer) -> None:
     fd = os.eventfd(0)
     before = open_fds()
     with RawFront(server.path) as raw:
+        assert raw.number(Request.GET_FEATURES), "the server has taken the connection"
         socket.send_fds(raw.socket, [HEADER.pack(Request.SET_VRING_KICK, 9, 8)], [fd])
     assert server.wait_idle(30)
     assert open_fds() == before

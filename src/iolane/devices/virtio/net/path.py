@@ -12,12 +12,12 @@ from iolane.memory.ring import NetPath
 def net_path(net: WayOwner, pair: int, *, receives: bool) -> NetPath | None:
     """The path of a queue, or None.
 
-    With a control queue there are filters, a capture sees every packet, and what comes by a byte stream must
-    be put together first: these packets are Python's.
+    With a control queue there are filters, and a capture sees every packet: these packets are Python's.
     """
-    if net.has_control or net.capture is not None or not net.backend.ports:
+    if net.has_control or net.capture is not None:
         return None
-    return NetPath(net.backend.ports[pair], receives=receives)
+    port = net.backend.open_port(pair)
+    return None if port is None else NetPath(port, receives=receives)
 
 
 def agree(path: NetPath, net: WayOwner) -> None:
