@@ -47,6 +47,7 @@ CLOCK = "tsc=unstable clocksource=acpi_pm"
 then `a second` is another one in each guest."""
 BOOT_TIMEOUT = 300.0
 SECTION = "Live migration"
+ALLOCATED_SECTION = "Live migration between hosts that have the memory"
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net")
 TARGET = Target(at_most=1.1)
 MAC = GUEST_MAC.hex(":")
@@ -110,6 +111,8 @@ class MigrateBenchResult(msgspec.Struct, frozen=True):
     qemu: str
     rounds: int
     cases: tuple[CaseResult, ...]
+    allocated: bool = False
+    """Each machine had its memory before its move began."""
 
     @property
     def missed(self) -> list[str]:
@@ -129,10 +132,15 @@ def run_migrate_bench(
     *,
     rounds: int = 5,
     cases: Sequence[Case] = CASES,
+    allocate: bool = False,
     cache: Cache | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> MigrateBenchResult:
     """Measure.
+
+    Args:
+        allocate: have the host give each machine its memory before its move; else that is part of a move, as
+            it is for `iolane receive`.
 
     Raises:
         IolaneError: no C compiler, no archive, a guest that did not come up, or did not move.
@@ -148,7 +156,7 @@ def run_migrate_bench(
             wires = {kind: stack.enter_context(Wire(Path(scratch) / f"{kind}.wire")) for kind in KINDS}
             sides = {kind: KINDS[kind](stack, Path(scratch), wires[kind]) for kind in KINDS}
             movers = {
-                kind: stack.enter_context(_Mover(kind, case, sides[kind], wires[kind], load, cache))
+                kind: stack.enter_context(_Mover(kind, case, sides[kind], wires[kind], load, cache, allocate))
                 for kind in KINDS
             }
             version = movers[QEMUS].version()
@@ -161,9 +169,8 @@ def run_migrate_bench(
                     seen[kind].append(movers[kind].move())
                     report(f"{case.name}: {kind}, {_seconds(seen[kind][-1])} (round {number + 1})")
         results.append(_summary(case, seen))
-    return MigrateBenchResult(
-        f"iolane bench migrate --rounds {rounds}", described, version, rounds, tuple(results)
-    )
+    command = f"iolane bench migrate --rounds {rounds}{' --allocate' if allocate else ''}"
+    return MigrateBenchResult(command, described, version, rounds, tuple(results), allocate)
 
 
 def _seconds(figures: Figures) -> str:
@@ -249,9 +256,17 @@ class _Mover:
     """A guest that moves to and fro between two sides. It stands still between its moves."""
 
     def __init__(
-        self, kind: str, case: Case, sides: tuple[Side, Side], wire: Wire, load: Path, cache: Cache
+        self,
+        kind: str,
+        case: Case,
+        sides: tuple[Side, Side],
+        wire: Wire,
+        load: Path,
+        cache: Cache,
+        allocate: bool,
     ) -> None:
         self._sides = sides
+        self._allocate = allocate
         self._wire = wire
         self._cache = cache
         self._case = case
@@ -276,7 +291,7 @@ class _Mover:
     def __enter__(self) -> _Mover:
         self._machine.start()
         try:
-            _allocate(self._machine)
+            self._give_memory(self._machine)
             self._machine.check(f"ifconfig eth0 {GUEST} up")
             words = f"{self._case.memory // 2} {self._case.dirty} /dev/vda {READS} /tmp/count"
             self._machine.check(f"setsid memory_load {words} >/tmp/load.log 2>&1 </dev/null &")
@@ -301,7 +316,7 @@ class _Mover:
         destination = self._made(self._moves + 1, incoming=True)
         destination.start()
         try:
-            _allocate(destination)
+            self._give_memory(destination)
             source.resume()
             self._work(WARM)
             stopped = _Stopped(source)
@@ -325,6 +340,13 @@ class _Mover:
             passes=moved.passes,
         )
 
+    def _give_memory(self, machine: QemuMachine) -> None:
+        """All of it. A virtual machine, such as this one may be, gets its own by and by, when it is first
+        touched, and that takes most of a move's time.
+        """
+        if self._allocate:
+            machine.qmp.execute("qom-set", path="/objects/ram", property="prealloc", value=True)
+
     def _work(self, rounds: int) -> None:
         """Until the load has done so much more, wherever the guest is."""
         self._machine.check(
@@ -333,12 +355,6 @@ class _Mover:
             " do pidof memory_load >/dev/null || { cat /tmp/load.log; exit 1; }; sleep 0.05; done",
             timeout=300.0,
         )
-
-
-def _allocate(machine: QemuMachine) -> None:
-    """Have all of its memory now. A virtual machine, such as this one may be, gets its own by and by, when it
-    is first touched, and that would take most of a move's time."""
-    machine.qmp.execute("qom-set", path="/objects/ram", property="prealloc", value=True)
 
 
 class _Stopped:
@@ -405,8 +421,8 @@ def to_markdown(result: MigrateBenchResult) -> str:
         "disk and network by vhost-user, each server a process, and with QEMU's virtio-blk and virtio-net on",
         f"an image of the same content and the same network, in turns: medians of {result.rounds} rounds.",
         "Half of its memory is full, so much of that is changed a second; it reads",
-        f"{READS} blocks a second and answers {1 / INTERVAL:.0f} echo requests. Both sides have all of their",
-        "memory before a move begins.",
+        f"{READS} blocks a second and answers {1 / INTERVAL:.0f} echo requests.",
+        _of_memory(result.allocated),
         "*Still* is from the event that it stands still until it runs at the destination; beside it what",
         "QEMU counts of that; *silent* is the longest time without an answer on the network, whose switch",
         "follows the guest. Ratios are iolane's to QEMU's; they may be at most 1.1. In brackets: where they",
@@ -421,6 +437,12 @@ def to_markdown(result: MigrateBenchResult) -> str:
     return "\n".join(lines)
 
 
+def _of_memory(allocated: bool) -> str:
+    if allocated:
+        return "Both sides have all of their memory before a move begins: of its time less is the host's."
+    return "The destination gets its memory from the host while the guest comes, as with `iolane receive`."
+
+
 def write_numbers(result: MigrateBenchResult, path: Path) -> None:
     """Put the section into the document."""
-    put_section(path, SECTION, to_markdown(result))
+    put_section(path, ALLOCATED_SECTION if result.allocated else SECTION, to_markdown(result))

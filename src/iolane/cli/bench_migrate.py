@@ -14,6 +14,12 @@ def migrate(
     rounds: Annotated[
         int, typer.Option("--rounds", min=1, metavar="N", help="How often each guest moves.")
     ] = 5,
+    allocate: Annotated[
+        bool,
+        typer.Option(
+            "--allocate", help="Have each machine's memory before its move: devices count for more."
+        ),
+    ] = False,
     write: Annotated[
         Path | None, typer.Option("--write", metavar="FILE", help="Put the result into this document.")
     ] = None,
@@ -30,11 +36,13 @@ def migrate(
     Examples:
       iolane bench migrate
       iolane bench migrate --rounds 3 --json
+      iolane bench migrate --rounds 15 --allocate
       iolane bench migrate --write docs/numbers.md --check
     """
     from iolane.bench.migrate import HEADER, rows, run_migrate_bench, write_numbers
 
-    result = run_migrate_bench(rounds=rounds, report=(lambda line: None) if quiet else progress)
+    report = (lambda line: None) if quiet else progress
+    result = run_migrate_bench(rounds=rounds, allocate=allocate, report=report)
     if write is not None:
         write_numbers(result, write)
     if json:

@@ -3,6 +3,11 @@
 # Chains are looked at where they are available, and count as taken only when their packet has passed. What is left
 # to Python lies as if nobody had looked: a chain in the available ring, a packet at the port, unread.
 
+cdef enum:  # why packets rest
+    REST_NOT = 0
+    REST_CHAINS = 1  # until the driver offers more than were seen
+    REST_NETWORK = 2
+
 cdef enum:
     PASSED = 0
     WAITS = 1  # `rest` says for what

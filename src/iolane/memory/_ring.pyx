@@ -52,11 +52,6 @@ cdef enum:
     E_BROKEN_MEMORY = 3
     E_TURN = 4
 
-cdef enum:  # why packets rest
-    REST_NOT = 0
-    REST_CHAINS = 1  # until the driver offers more than were seen
-    REST_NETWORK = 2
-
 CHAIN, BAD_INDEX, HEAD_IN_FLIGHT, BROKEN_MEMORY = E_CHAIN, E_BAD_INDEX, E_HEAD_IN_FLIGHT, E_BROKEN_MEMORY
 TURN = E_TURN
 
@@ -149,13 +144,9 @@ cdef class CompiledQueue:
         self.net = path if isinstance(path, NetPath) else None
         self.last_available, self.used_index, self.published = last_available, used_index, used_index
         self.top = last_available
-        self.keep = keep
         self.set_wires(kick, call)
+        self.set_log(log, log_signal, keep)
         self.poll_longest = self.typical_waits[0] = self.typical_waits[1] = poll_ns
-        if log is not None:
-            address, length, where = log
-            self.log, self.log_size, self.log_used = <uint8_t *><size_t>address, length, where
-        self.log_signal = log_signal
         if inflight:
             self.inflight = <InflightHeader *>inflight
             self.inflight_table = <InflightDescriptor *>(inflight + sizeof(InflightHeader))
@@ -305,6 +296,12 @@ cdef class CompiledQueue:
         """Other descriptors from now on. While `run` is not."""
         self.kick, self.call = kick, call
         self.calls_socket = call >= 0 and stat.S_ISSOCK(os.fstat(call).st_mode)
+
+    def set_log(self, log, int log_signal, keep):
+        """Mark writes elsewhere from now on, or nowhere. While `run` is not."""
+        address, length, where = (0, 0, 0) if log is None else log
+        self.log, self.log_size, self.log_used = <uint8_t *><size_t>address, length, where
+        self.log_signal, self.keep = log_signal, keep
 
     def let_go(self):
         """Have `run` go on if it waits for a peer that has filled an eventfd and cleared its O_NONBLOCK.

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from iolane.bench.migrate import (
+    ALLOCATED_SECTION,
     OURS,
     QEMUS,
     SECTION,
@@ -82,6 +83,10 @@ def test_the_table(tmp_path: Path) -> None:
     text = (tmp_path / "numbers.md").read_text()
     assert f"## {SECTION}\n" in text
     assert "iolane bench migrate --rounds 5" in text
+    write_numbers(msgspec.structs.replace(result(1.0, 1.0), allocated=True), tmp_path / "numbers.md")
+    text = (tmp_path / "numbers.md").read_text()
+    assert f"## {SECTION}\n" in text, "beside the other"
+    assert f"## {ALLOCATED_SECTION}\n" in text
 
 
 def test_no_rounds() -> None:
@@ -94,7 +99,7 @@ def test_no_rounds() -> None:
 @pytest.mark.timeout(600)
 def test_both_move() -> None:
     said: list[str] = []
-    found = run_migrate_bench(rounds=2, cases=(Case(192, 32),), report=said.append)
+    found = run_migrate_bench(rounds=2, cases=(Case(192, 32),), allocate=True, report=said.append)
     [case] = found.cases
     assert set(case.figures) == {OURS, QEMUS}
     assert len(said) == 4

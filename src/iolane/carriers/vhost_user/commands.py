@@ -46,9 +46,9 @@ class Commands:
         if session.running:
             if changed & ~bit(VhostFeature.LOG_ALL):
                 raise RefusedError(Rejection.FEATURES_WHILE_RUNNING, f"{changed:#x}")
-            with session.halted():
-                session.features = features
-                session.apply_log()
+            session.features = features
+            session.apply_log()
+            session.relog()
             return
         session.features = features
         session.apply_log()
@@ -113,11 +113,11 @@ class Commands:
         session = self._session
         size, offset = message.unpack(LOG, exact=False)
         log = SharedLog(message.fds[0], size, offset, session.log_signal)
-        with session.halted(None if session.logs else ()):
-            earlier, session.log = session.log, log
-            session.apply_log()
-            if earlier is not None:
-                earlier.close()
+        earlier, session.log = session.log, log
+        session.apply_log()
+        session.relog()
+        if earlier is not None:
+            earlier.close()
         return 0
 
     def set_log_fd(self, message: Message) -> None:

@@ -48,17 +48,9 @@ class CompiledPlane(PythonPlane):
     def _compile(
         self, queue: Virtqueue, last: int, used: int | None, path: CompiledPath, vring: Vring, start: Start
     ) -> CompiledRing:
-        log, log_signal, keep = None, -1, list[object]()
-        if start.log is not None:
-            log = (start.log.mapping.address + start.log.offset, start.log.size, start.log_address)
-            log_signal = start.log.signal.fd
-            keep.append(memoryview(start.log.mapping))
-        inflight = 0
-        if start.inflight is not None:
-            inflight = start.inflight.address
-            keep.append(start.inflight)
         kick, call, signal = _fd(vring.kick), _fd(vring.call_fd), vring.signaller.signal
-        wires = Wires(kick, call, signal, log, log_signal, inflight, keep)
+        inflight = 0 if start.inflight is None else start.inflight.address
+        wires = Wires(kick, call, signal, *_log(start), inflight, _keep(start))
         return CompiledRing(self._virtio, queue, last, used, path, wires)
 
     def rewire(self, vring: Vring, change: Callable[[], None]) -> None:
@@ -70,6 +62,16 @@ class CompiledPlane(PythonPlane):
             ring.pause()
             change()
             ring.rewire(_fd(vring.kick), _fd(vring.call_fd))
+            ring.resume()
+
+    def relog(self, vring: Vring, start: Start) -> None:
+        with self._virtio.lock:
+            ring = vring.queue.ring
+            if not isinstance(ring, CompiledRing):
+                super().relog(vring, start)
+                return
+            ring.pause()
+            ring.relog(*_log(start), _keep(start))
             ring.resume()
 
     def _watch(self, vring: Vring) -> None:
@@ -84,6 +86,20 @@ def _break(vring: Vring) -> None:
     vring.broke()
     if isinstance(vring.queue.ring, CompiledRing):
         vring.queue.ring.give_up()
+
+
+def _log(start: Start) -> tuple[tuple[int, int, int] | None, int]:
+    """Where writes are marked, and who is told."""
+    if start.log is None:
+        return None, -1
+    log = start.log
+    return (log.mapping.address + log.offset, log.size, start.log_address), log.signal.fd
+
+
+def _keep(start: Start) -> list[object]:
+    """What must stay mapped."""
+    log = [] if start.log is None else [memoryview(start.log.mapping)]
+    return [*log, start.inflight]
 
 
 def _fd(fd: int | None) -> int:

@@ -29,7 +29,7 @@ class Outcome(Enum):
 
 
 class Transfer:
-    """Bytes from or to a pipe. A thread reads them, and writes what has no room at once: the front end fills or
+    """Bytes from or to a pipe. A thread reads, and writes what has no room at once: the front end fills or
     empties the pipe before it asks how that went.
 
     Args:

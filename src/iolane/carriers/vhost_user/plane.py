@@ -39,6 +39,9 @@ class DataPlane(Protocol):
         earlier one, while no thread uses it.
         """
 
+    def relog(self, vring: Vring, start: Start) -> None:
+        """Have a running ring mark its writes as `start` says; in all else it is as the ring was started."""
+
     def close(self) -> None:
         """Every ring is stopped: end what is left."""
 
@@ -88,6 +91,12 @@ class PythonPlane:
             change()
             self._watch(vring)
             vring.queue.service()
+
+    def relog(self, vring: Vring, start: Start) -> None:
+        with self._device.lock:
+            ring = vring.queue.ring
+            if isinstance(ring, TracedRing):
+                ring.log, ring.log_address = start.log, start.log_address
 
     def close(self) -> None:
         thread, self._thread = self._thread, None

@@ -76,7 +76,8 @@ class VringCommands:
         elif vring.addresses is None or not addresses.same_ring(vring.addresses):
             raise RefusedError(Rejection.VRING_RUNNING, f"the addresses of ring {index}")
         elif (addresses, logged) != (vring.addresses, vring.logged):
-            self._session.readdress(vring, addresses, logged)
+            vring.addresses, vring.logged = addresses, logged
+            self._session.relog()
 
     def _check_log(self, vring: Vring, address: int) -> None:
         """ "The bit offset of the last byte of the ring must fall within the size supplied by

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from iolane.carriers.vhost_user.backend_requests import BackendRequests
 from iolane.carriers.vhost_user.inflight import InflightArea
@@ -13,7 +14,7 @@ from iolane.carriers.vhost_user.network import Announcing, TakesMtu
 from iolane.carriers.vhost_user.plane import DataPlane
 from iolane.carriers.vhost_user.protocol import ProtocolFeature, VhostFeature, bit
 from iolane.carriers.vhost_user.rejection import RefusedError, Rejection, Statistics
-from iolane.carriers.vhost_user.vring import Addresses, Start, Vring
+from iolane.carriers.vhost_user.vring import Start, Vring
 from iolane.carriers.vhost_user.written_config import WrittenConfig
 from iolane.errors import IolaneError
 from iolane.memory.signals import Signaller
@@ -146,14 +147,13 @@ class Session:
                 raise RefusedError(Rejection.VRING_NUM, f"{size}, but {part.size} are tracked in flight")
             recovery = part.recover(used_index, size, vring.base)
             last, heads = recovery.last_available, tuple(recovery.heads)
-        logged = self._logged_at(named, vring.logged, used)
-        log, log_address = (None, used) if logged is None else (self.log, logged)
-        return Start(descriptors, available, used, last, used_index, heads, part, log, log_address)
+        start = Start(descriptors, available, used, last, used_index, heads, part)
+        return self._logged(vring, start)
 
     def _start(self, vring: Vring, start: Start) -> None:
         self._make_ready()
         try:
-            vring.running = True
+            vring.running, vring.start = True, start
             self.plane.start(vring, start)
         except IolaneError as error:
             vring.running = False
@@ -222,26 +222,24 @@ class Session:
 
     # The log.
 
-    @property
-    def logs(self) -> bool:
-        """Whether rings mark what they write, if there is a log."""
-        return bool(self.features & bit(VhostFeature.LOG_ALL)) or any(vring.logged for vring in self.vrings)
+    def _logged(self, vring: Vring, start: Start) -> Start:
+        """With the log that the ring has now, and where its used ring is there."""
+        assert vring.addresses is not None
+        if vring.logged:
+            return replace(start, log=self.log, log_address=vring.addresses.log)
+        log = self.log if self.features & bit(VhostFeature.LOG_ALL) else None
+        return replace(start, log=log, log_address=start.used)
 
-    def _logged_at(self, named: Addresses, logged: bool, used: int) -> int | None:
-        """Where the log has a used ring that lies at `used`; None: its writes are not logged."""
-        if logged:
-            return named.log
-        return used if self.features & bit(VhostFeature.LOG_ALL) else None
-
-    def readdress(self, vring: Vring, addresses: Addresses, logged: bool) -> None:
-        """Log a running ring somewhere else, or no more. It stops for that only if it makes a difference: a
-        front end says it of each ring, behind LOG_ALL, while its guest waits.
+    def relog(self) -> None:
+        """Features, a log, or where a ring is logged were changed: rings that run go on with that. Only those
+        stop, and for a moment, for which it makes a difference: a guest waits when its migration begins.
         """
-        used, earlier = vring.queue.used, vring.addresses
-        assert earlier is not None
-        same = self._logged_at(addresses, logged, used) == self._logged_at(earlier, vring.logged, used)
-        with self.halted(() if same else (vring,)):
-            vring.addresses, vring.logged = addresses, logged
+        for vring in self.running:
+            assert vring.start is not None
+            start = self._logged(vring, vring.start)
+            if start != vring.start:
+                vring.start = start
+                self.plane.relog(vring, start)
 
     def apply_log(self) -> None:
         """VHOST_F_LOG_ALL: "all the modifications to memory pointed by vring descriptors should be

@@ -69,6 +69,7 @@ class Vring:
         polled: the front end gives no kick and wants the ring to be looked at.
         enabled: SET_VRING_ENABLE said so, or protocol features were not negotiated.
         running: the data plane serves it.
+        start: how it was started last, and as it is logged since.
         broken: the driver broke the rules; it does not run again before it was stopped.
     """
 
@@ -87,6 +88,7 @@ class Vring:
         self.error_fd: int | None = None
         self.enabled = False
         self.running = False
+        self.start: Start | None = None
         self.broken = False
 
     @property

@@ -227,6 +227,11 @@ class CompiledRing:
         self._wires = self._wires._replace(kick=kick, call=call)
         self._engine.set_wires(kick, call)
 
+    def relog(self, log: tuple[int, int, int] | None, log_signal: int, keep: object) -> None:
+        """Mark writes elsewhere from now on, see `Wires`. While paused."""
+        self._wires = self._wires._replace(log=log, log_signal=log_signal, keep=keep)
+        self._engine.set_log(log, log_signal, keep)
+
     def give_up(self) -> None:
         """The queue is broken: the thread ends."""
         self._engine.stop()
