@@ -96,13 +96,30 @@ cdef bint block_fly(CompiledQueue queue, uint16_t head, Pieces *pieces, bint is_
     queue.free_count -= 1
     queue.under_way += 1
     queue.bytes_under_way += total
+    queue.bytes_queued += total
+    queue.in_sequence = offset == queue.sequence_end
+    queue.sequence_end = offset + total
     queue.taken[head] = TAKEN
     return True
+
+
+cdef bint block_may_hold(CompiledQueue queue) noexcept nogil:
+    """Whether what is queued may wait for more: the kernel makes one transfer of neighbours that come together, and
+    the disk has enough to do meanwhile.
+    """
+    return (
+        queue.in_sequence
+        and queue.bytes_queued < GATHERED_BYTES
+        and queue.bytes_under_way - queue.bytes_queued >= BUSY_BYTES
+        and not queue.stopping
+        and not queue.draining
+    )
 
 
 cdef void block_submit(CompiledQueue queue) noexcept nogil:
     """Hand over what is queued. What the kernel does not take is done by Python."""
     cdef uint64_t slot = 0
+    queue.bytes_queued = 0
     if uring_submit(&queue.uring):
         return
     while uring_take_back(&queue.uring, &slot):
