@@ -42,7 +42,7 @@ cdef enum:
     FLIGHTS = 256
     POLL_LONGEST = 200000  # ns; a processor that sleeps may take 50 us to wake, and a disk 100 us to read
     POLL_SHORTEST = 1000
-    POLL_BYTES = 32768  # with more under way the disk has work while we sleep, and needs the processor for its interrupts
+    POLL_BYTES = 32768  # what takes the disk longer than to wake us, and needs the processor for its interrupts
     GATHERED_BYTES = 1 << 20
     BUSY_BYTES = 1 << 20
     POLL_MS = 1  # how often a ring without a kick descriptor is looked at
@@ -116,7 +116,7 @@ cdef class CompiledQueue:
     cdef uint16_t *asked  # heads whose transfer failed, at most `size`: each is in flight once
     cdef uint32_t free_count, flight_count, asked_count, under_way
     cdef Uring uring
-    cdef uint64_t bytes_under_way, bytes_queued, sequence_end
+    cdef uint64_t bytes_under_way, bytes_queued, landed_bytes, sequence_end  # landed: by the last transfer of the disk
     cdef bint in_sequence  # the transfer that was queued last goes on where the one before ends
     cdef uint64_t poll_longest, looked, typical_waits[2]  # for the driver, and for the disk
     cdef bint draining, rested  # rested: there was nothing to do when it was looked last

@@ -54,6 +54,7 @@ cdef bint block_transfer(CompiledQueue queue, uint16_t head, Pieces *pieces, bin
                 return False
     elif not block_wait(queue, pieces, is_read, offset, total):
         return False
+    queue.landed_bytes = 0
     block_done(queue, head, pieces, is_read, total)
     return True
 
@@ -140,6 +141,7 @@ cdef void block_landed(CompiledQueue queue, uint64_t slot, int result) noexcept 
     queue.free_count += 1
     queue.under_way -= 1
     queue.bytes_under_way -= flight.total
+    queue.landed_bytes = flight.total
     if result == <int>flight.total:
         block_done(queue, flight.head, &flight.pieces, flight.is_read, flight.total)
     else:

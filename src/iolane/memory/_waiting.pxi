@@ -90,7 +90,7 @@ cdef void adapt(CompiledQueue queue, bint for_disk, uint64_t waited) noexcept no
 
 cdef bint has_looked_enough(CompiledQueue queue, uint64_t since, bint for_disk) noexcept nogil:
     """Rings, and a network in memory, can be looked at for nothing; to ask the kernel takes longer. Hardly at all
-    is looked where that would not spare the sleep.
+    is looked where that would not spare the sleep, and not at all by who gets much from a disk at once.
     """
     cdef uint64_t worth = queue.poll_longest
     if queue.rest == REST_NETWORK and queue.net.port.asks_the_kernel():
@@ -98,4 +98,6 @@ cdef bint has_looked_enough(CompiledQueue queue, uint64_t since, bint for_disk) 
     if queue.typical_waits[1 if for_disk else 0] >= queue.poll_longest:
         worth = min(worth, <uint64_t>POLL_SHORTEST)
     queue.looked = now_ns() - since
-    return queue.looked >= worth or queue.bytes_under_way > POLL_BYTES or queue.stopping or queue.broken
+    if queue.bytes_under_way > POLL_BYTES or queue.landed_bytes > POLL_BYTES:
+        return True
+    return queue.looked >= worth or queue.stopping or queue.broken
