@@ -14,13 +14,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from math import comb
 from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
 import msgspec
 
+from iolane.bench.confidence import confidence_of_median
 from iolane.bench.document import machine, put_section
 from iolane.bench.native import build
 from iolane.bench.peers import Peer, fio, storage_daemon
@@ -373,20 +373,6 @@ def _summarize(case: Case, by_peer: dict[str, list[Figures]]) -> CaseResult:
         {peer: median(ratios(peer, lambda item: item.cpu)) for peer in (URING, THREADS)},
         confidence_of_median(ratios(URING, lambda item: item.rate)),
     )
-
-
-def confidence_of_median(values: list[float]) -> tuple[float, float]:
-    """The interval in which the true median lies with 95 % confidence, by the sign test.
-
-    It makes no assumption of how the values are spread. With fewer than six they can't say that much, and
-    all of their range is returned.
-    """
-    ordered, count = sorted(values), len(values)
-    outside, cut = 0.0, 0
-    while (outside := outside + 2 * comb(count, cut) / 2**count) <= 0.05:
-        cut += 1
-    cut = max(cut - 1, 0)
-    return ordered[cut], ordered[count - 1 - cut]
 
 
 def _cell(value: float, target: Target) -> str:

@@ -17,7 +17,7 @@ from statistics import median
 
 import msgspec
 
-from iolane.bench.block import confidence_of_median
+from iolane.bench.confidence import confidence_of_median
 from iolane.bench.document import machine, put_section
 from iolane.bench.native import build
 from iolane.bench.target import Target

@@ -208,8 +208,7 @@ cdef class NetPort:
     cdef bint _keep(self, iovec *vectors, size_t length) noexcept nogil:
         """Put a packet behind those that are to come back. The device itself may send, too: an announcement."""
         cdef uint32_t slot
-        while ring_exchange32(&self.write_lock, 1):
-            ring_relax()
+        take_lock(&self.write_lock)
         cdef bint room = self.last - ring_load32(&self.first) < ECHOES
         if room:
             slot = self.last % ECHOES
@@ -236,12 +235,7 @@ cdef class NetPort:
 
     cdef bint is_behind(self) noexcept nogil:
         """Whether part of a packet is still to be written, and can't be."""
-        if self.kind != PORT_STREAM:
-            return False
-        take_lock(&self.stream.write_lock)
-        cdef bint done = self.stream._push()
-        ring_store32(&self.stream.write_lock, 0)
-        return not done and not self.stream.trouble
+        return self.kind == PORT_STREAM and not self.stream.push_rest() and not self.stream.trouble
 
     cdef bint is_ready(self, bint receives) noexcept nogil:
         """Whether an echo has a packet, or room for one. Of others nothing is known."""

@@ -317,8 +317,7 @@ cdef class CompiledQueue:
         return fd if fd >= 0 and take_signal(fd, &count, sizeof(count)) > 0 else -1
 
     cdef void _lock(self) noexcept nogil:
-        while ring_exchange32(&self.lock, 1):
-            ring_relax()
+        take_lock(&self.lock)
 
     cdef void _unlock(self) noexcept nogil:
         ring_store32(&self.lock, 0)

@@ -108,12 +108,15 @@ cdef class FrameStream:
 
     def push(self):
         """Go on with a frame that was not written whole. Whether it is now."""
+        return self.push_rest()
+
+    # Without the GIL.
+
+    cdef bint push_rest(self) noexcept nogil:
         take_lock(&self.write_lock)
         cdef bint done = self._push()
         ring_store32(&self.write_lock, 0)
         return done
-
-    # Without the GIL.
 
     cdef void _lock(self) noexcept nogil:
         take_lock(&self.read_lock)
@@ -233,8 +236,3 @@ cdef class FrameStream:
 
 cdef uint32_t big_endian(const uint8_t *bytes) noexcept nogil:
     return <uint32_t>bytes[0] << 24 | <uint32_t>bytes[1] << 16 | <uint32_t>bytes[2] << 8 | bytes[3]
-
-
-cdef void take_lock(uint32_t *lock) noexcept nogil:
-    while ring_exchange32(lock, 1):
-        ring_relax()

@@ -18,9 +18,9 @@ from iolane.bench.block import (
     Figures,
     Place,
     _summarize,
-    confidence_of_median,
     to_markdown,
 )
+from iolane.bench.confidence import confidence_of_median
 from iolane.bench.native import build
 from iolane.carriers.vhost_user import VhostUserServer
 from iolane.devices.virtio.block import Block

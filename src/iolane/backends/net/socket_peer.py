@@ -162,9 +162,10 @@ class SocketPeer(NetBackend):
     def _flush(self) -> bool:
         """Whether nothing is held back any more."""
         if self._port is not None:
-            if not self._port.stream.push():
+            done = self._port.stream.push()
+            if not done:
                 self._stream.tell_when_ready(WRITABLE)
-            return True
+            return done
         if self._rest:
             self._rest = self._rest[self._stream.write(self._rest) :]
         return not self._rest
