@@ -1,5 +1,9 @@
 # The network's end of a queue pair, for compiled code: a tap, a socket, or a network in memory.
 
+cdef extern from "<sys/uio.h>" nogil:
+    ssize_t readv(int fd, iovec *vectors, int count)
+    ssize_t writev(int fd, iovec *vectors, int count)
+
 cdef packed struct PacketHeader:  # struct virtio_net_hdr_v1 (virtio 1.3, 5.1.6)
     uint8_t flags
     uint8_t gso_type

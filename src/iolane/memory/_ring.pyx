@@ -18,41 +18,8 @@ import stat
 
 include "_signals.pxi"
 
-cdef extern from "<sys/uio.h>" nogil:
-    ssize_t readv(int fd, iovec *vectors, int count)
-    ssize_t writev(int fd, iovec *vectors, int count)
-    ssize_t pwritev(int fd, iovec *vectors, int count, int64_t offset)
-
 include "_virtq.pxi"
-
-cdef enum:
-    SECTOR = 512
-    LARGEST_TRANSFER = 1 << 30
-    BATCH = 64
-    FIRST_SHOWN = 8  # chains after a rest: a driver that waits is told while the others are done, and not too often
-    MODE_MMAP = 0
-    MODE_CACHE = 1
-    MODE_DIRECT = 2
-    T_IN = 0
-    T_OUT = 1
-    S_OK = 0
-    TAKEN = 1
-    FINISHED = 2
-    PAGE = 4096
-    FLIGHTS = 256
-    POLL_LONGEST = 200000  # ns; a processor that sleeps may take 50 us to wake, and a disk 100 us to read
-    POLL_SHORTEST = 1000
-    POLL_BYTES = 32768  # what takes the disk longer than to wake us, and needs the processor for its interrupts
-    GATHERED_BYTES = 1 << 20
-    BUSY_BYTES = 1 << 20
-    POLL_MS = 1  # how often a ring without a kick descriptor is looked at
-
-cdef enum:
-    E_CHAIN = 0
-    E_BAD_INDEX = 1
-    E_HEAD_IN_FLIGHT = 2
-    E_BROKEN_MEMORY = 3
-    E_TURN = 4
+include "_limits.pxi"
 
 CHAIN, BAD_INDEX, HEAD_IN_FLIGHT, BROKEN_MEMORY = E_CHAIN, E_BAD_INDEX, E_HEAD_IN_FLIGHT, E_BROKEN_MEMORY
 TURN = E_TURN
@@ -96,20 +63,21 @@ cdef class CompiledQueue:
     cdef volatile int signalling  # the descriptor that `run` is writing to, or -1
     cdef uint8_t *log
     cdef uint64_t log_size, log_used
-    cdef int log_signal
+    cdef int log_signal, rest
     cdef bint marked  # since the log's eventfd was signalled last
     cdef InflightHeader *inflight
     cdef InflightDescriptor *inflight_table
     cdef uint64_t inflight_counter
     cdef object keep
-    cdef readonly uint16_t last_available
-    cdef readonly uint16_t used_index
+    cdef readonly uint16_t last_available, used_index
     cdef uint16_t published
     cdef uint8_t *taken  # by head: 0, TAKEN or FINISHED
     cdef uint16_t *given  # heads given back, by used index: the used ring itself is the driver's
     cdef UsedElement *finished  # by Python, and not yet given back
     cdef volatile uint32_t finished_count
-    cdef uint32_t lock, sleeping
+    cdef uint32_t lock, sleeping  # sleeping: AWAKE, ASLEEP or HELD
+    cdef bint was_held  # since the thread went to sleep
+    cdef volatile bint left
     cdef volatile uint32_t stopping
     cdef Flight *flights
     cdef uint16_t *free_flights
@@ -121,7 +89,6 @@ cdef class CompiledQueue:
     cdef uint64_t poll_longest, looked, typical_waits[2]  # for the driver, and for the disk
     cdef bint draining, rested  # rested: there was nothing to do when it was looked last
     cdef uint16_t top  # of packets: the available index as it was seen last
-    cdef int rest
     cdef public bint by_turns  # Python has chains of an earlier life that come first: each packet is its
     cdef Region near, far
     cdef readonly uint64_t requests, bytes_read, bytes_written, slow, kicks, interrupts, suppressed, batches
@@ -178,7 +145,8 @@ cdef class CompiledQueue:
             for index in range(self.flight_count):
                 self.free_flights[index] = index
             self.free_count = self.flight_count
-        uring_open(&self.uring, self.flight_count)
+        with nogil:
+            uring_open(&self.uring, self.flight_count)
         return 0
 
     def __dealloc__(self):
@@ -208,13 +176,16 @@ cdef class CompiledQueue:
             with nogil:
                 event = self._serve(&head)
             if event < 0:
-                return
+                break
             self.slow += 1
             if event == E_CHAIN and head < self.size:
                 self.taken[head] = TAKEN
             if not slow(event, head):
                 with nogil:
                     self._give_up()
+        if self.left:
+            with nogil:
+                uring_close(&self.uring)  # takes a while, for which nobody waits here
 
     def drain(self, slow):
         """Serve what is available, in this thread and without waiting for more. While `run` is not."""
@@ -231,6 +202,34 @@ cdef class CompiledQueue:
     def stop(self):
         """Have `run` return once what is under way in the kernel is done; from any thread."""
         self.stopping = 1
+        ring_fence()
+        os.eventfd_write(self.wake, 1)
+
+    def hold(self):
+        """Have the queue, if the thread in `run` sleeps and owes nothing: it touches the queue no more before `release`.
+
+        Nobody has to wait for the thread then, as after `stop`. With the GIL, from another thread. False: it is at
+        work, or something is under way in the kernel.
+        """
+        if not ring_change32(&self.sleeping, ASLEEP, HELD):
+            return False
+        self.was_held = True
+        if self.under_way:
+            self.release()
+            return False
+        if not self.broken:
+            ask_for_kicks(self, True)
+        return True
+
+    def release(self):
+        """After `hold`: the thread goes on, and looks what there is to do."""
+        ring_store32(&self.sleeping, ASLEEP)
+        ring_fence()
+        os.eventfd_write(self.wake, 1)
+
+    def leave(self):
+        """Instead of `release`: `run` returns by and by, and touches neither ring nor guest memory before."""
+        self.left = True
         ring_fence()
         os.eventfd_write(self.wake, 1)
 
@@ -364,6 +363,8 @@ cdef class CompiledQueue:
                 waits_for_disk = self.under_way > 0
             elif has_looked_enough(self, idle_since, waits_for_disk):
                 sleep(self)
+                if self.left:
+                    return -1
                 adapt(self, waits_for_disk, now_ns() - idle_since)
                 idle_since = 0
                 continue

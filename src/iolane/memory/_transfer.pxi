@@ -1,5 +1,8 @@
 # What `CompiledQueue` does with a chain: plain block reads and writes (virtio 1.3, 2.7.4 and 5.2.6).
 
+cdef extern from "<sys/uio.h>" nogil:
+    ssize_t pwritev(int fd, iovec *vectors, int count, int64_t offset)
+
 
 cdef bint block_start(CompiledQueue queue, uint16_t head) noexcept nogil:
     """Do or start a plain read or write. False: it is something else."""

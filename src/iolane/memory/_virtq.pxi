@@ -16,6 +16,8 @@ cdef extern from *:
     #define ring_store8(p, v) __atomic_store_n((uint8_t *)(p), (uint8_t)(v), __ATOMIC_RELEASE)
     #define ring_or8(p, v) __atomic_fetch_or((uint8_t *)(p), (uint8_t)(v), __ATOMIC_SEQ_CST)
     #define ring_exchange32(p, v) __atomic_exchange_n((uint32_t *)(p), (uint32_t)(v), __ATOMIC_ACQUIRE)
+    #define ring_change32(p, old, new) ({ uint32_t expected = (old); \
+        __atomic_compare_exchange_n((uint32_t *)(p), &expected, (uint32_t)(new), 0, __ATOMIC_SEQ_CST, __ATOMIC_ACQUIRE); })
     #define ring_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
     #if defined(__x86_64__)
     #define ring_relax() __builtin_ia32_pause()
@@ -33,6 +35,7 @@ cdef extern from *:
     void ring_store8(void *, uint8_t) nogil
     void ring_store32(void *, uint32_t) nogil
     uint32_t ring_exchange32(void *, uint32_t) nogil
+    bint ring_change32(void *, uint32_t, uint32_t) nogil  # False: it did not have the first of the values
     void ring_or8(void *, uint8_t) nogil
     void ring_fence() nogil
     void ring_relax() nogil

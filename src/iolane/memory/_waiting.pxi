@@ -41,6 +41,25 @@ cdef bint nothing_to_sleep_for(CompiledQueue queue) noexcept nogil:
     return True
 
 
+cdef void have_back(CompiledQueue queue) noexcept nogil:
+    """After sleep the queue is ours again; or somebody else's, then once it is released. Not if we are to leave."""
+    cdef uint8_t drain[8]
+    cdef pollfd entry
+    while not ring_change32(&queue.sleeping, ASLEEP, AWAKE):
+        if queue.left:
+            return
+        entry = pollfd(queue.wake, POLLIN, 0)
+        poll(&entry, 1, -1)
+        read(queue.wake, drain, 8)
+
+
+cdef void look_again(CompiledQueue queue) noexcept nogil:
+    """Everything may be otherwise: look at the driver and at the network before the next sleep."""
+    if queue.rest == REST_NETWORK:
+        queue.net.port.has_woken(queue.net.receives)
+    queue.rest = REST_NOT
+
+
 cdef void sleep(CompiledQueue queue) noexcept nogil:
     """Wait for a kick, Python, the network or the kernel."""
     cdef pollfd entries[5]
@@ -53,15 +72,21 @@ cdef void sleep(CompiledQueue queue) noexcept nogil:
         if not queue.net.port.make_ready_to_wait(queue.net.receives, &entries[3]):
             queue.rest = REST_NOT
             return
-    ring_store32(&queue.sleeping, 1)
+    queue.was_held = False
+    ring_store32(&queue.sleeping, ASLEEP)
     ring_fence()
     entries[0] = pollfd(queue.wake, POLLIN, 0)
     entries[1] = pollfd(-1 if deaf else queue.kick, POLLIN, 0)
     entries[2] = pollfd(queue.uring.fd if queue.under_way else -1, POLLIN, 0)
     poll(entries, 5, 0 if queue.finished_count else POLL_MS if queue.kick < 0 and not deaf else -1)
-    ring_store32(&queue.sleeping, 0)
+    have_back(queue)
+    if queue.left:
+        return
     if entries[0].revents:
         read(queue.wake, drain, 8)
+    if queue.was_held:  # the descriptors may be others by now, and there may be more to do
+        look_again(queue)
+        return
     if entries[1].revents & POLLIN:
         take_signal(queue.kick, drain, sizeof(drain))
         queue.kicks += 1

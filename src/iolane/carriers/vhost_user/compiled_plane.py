@@ -24,8 +24,11 @@ class CompiledPlane(PythonPlane):
     def __init__(self, device: VirtioDevice) -> None:
         super().__init__(device)
         self._virtio = device
+        self._lingering: list[CompiledRing] = []
+        """Stopped, with a thread that sleeps: who waits for the answer does not wait for its end."""
 
     def start(self, vring: Vring, start: Start) -> None:
+        self.let_go()
         with self._virtio.lock:
             queue = vring.queue
             queue.size = vring.size
@@ -52,6 +55,24 @@ class CompiledPlane(PythonPlane):
         inflight = 0 if start.inflight is None else start.inflight.address
         wires = Wires(kick, call, signal, *_log(start), inflight, _keep(start))
         return CompiledRing(self._virtio, queue, last, used, path, wires)
+
+    def stop(self, vring: Vring) -> int:
+        ring = vring.queue.ring
+        if isinstance(ring, CompiledRing):
+            ring.lingers = True
+            self._lingering.append(ring)
+        return super().stop(vring)
+
+    def let_go(self) -> None:
+        lingering, self._lingering = self._lingering, []
+        for ring in lingering:
+            ring.leave()
+        for ring in lingering:
+            ring.join()
+
+    def close(self) -> None:
+        self.let_go()
+        super().close()
 
     def rewire(self, vring: Vring, change: Callable[[], None]) -> None:
         with self._virtio.lock:

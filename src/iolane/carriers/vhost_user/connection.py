@@ -170,6 +170,7 @@ class Connection:
 
     def _serve(self) -> str:
         while True:
+            self._states.attend(self._socket)
             message = receive(self._socket)
             if message is None:
                 return "stopped" if self._stopped else "the front end closed the connection"

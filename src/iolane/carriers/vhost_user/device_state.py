@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-import threading
+import socket
 from enum import Enum
 
 from iolane.carriers.descriptors import SignalKind, prepare_signal
@@ -29,8 +29,7 @@ class Outcome(Enum):
 
 
 class Transfer:
-    """Bytes from or to a pipe. A thread reads, and writes what has no room at once: the front end fills or
-    empties the pipe before it asks how that went.
+    """Bytes from or to a pipe, piece by piece: the front end fills or empties it, then asks how that went.
 
     Args:
         fd: the pipe's end, which never blocks; taken over.
@@ -38,76 +37,53 @@ class Transfer:
     """
 
     def __init__(self, fd: int, data: bytes | None) -> None:
-        self.data = data if data is not None else b""
         self.outcome = Outcome.UNDER_WAY
         self._fd = fd
-        self._writing = data is not None
-        self._asked = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._thread: threading.Thread | None = None
-        if self._writing and self._fits():
-            os.eventfd_write(self._asked, 1)  # nothing is waited for here
-            self._run()
-        else:
-            self._thread = threading.Thread(target=self._run, name="device state", daemon=True)
-            self._thread.start()
+        self._left = memoryview(data) if data is not None else None
+        self._read = bytearray()
+        self.advance()
 
-    def finish(self) -> Outcome:
-        """The front end asks: what is in the pipe is taken, but nothing more is waited for."""
-        if self._thread is not None:
-            os.eventfd_write(self._asked, 1)
-            self._thread.join()
-        os.close(self._asked)
-        return self.outcome
+    @property
+    def data(self) -> bytes:
+        """What was read."""
+        return bytes(self._read)
 
-    def _fits(self) -> bool:
-        """Whether there is room for all: a pipe that can be written has it for so much (pipe(7))."""
-        poll = select.poll()
-        poll.register(self._fd, select.POLLOUT)
-        return len(self.data) <= select.PIPE_BUF and bool(poll.poll(0))
-
-    def _run(self) -> None:
+    def advance(self) -> None:
+        """Read or write all that can be without waiting. Does nothing once it has ended."""
         try:
-            complete = self._write() if self._writing else self._read()
-            self.outcome = Outcome.COMPLETE if complete else Outcome.FAILED
+            while self.outcome is Outcome.UNDER_WAY:
+                self.outcome = self._take_piece() if self._left is None else self._give_piece(self._left)
+        except BlockingIOError:
+            return
         except OSError:
             self.outcome = Outcome.FAILED
-        finally:
-            os.close(self._fd)  # "closing the file descriptor signals the end of transfer"
+        self.close()
 
-    def _write(self) -> bool:
-        left = memoryview(self.data)
-        while left:
-            try:
-                left = left[os.write(self._fd, left[:CHUNK]) :]
-            except BlockingIOError:
-                if not self._wait(select.POLLOUT):
-                    return False
-        return True
+    def _take_piece(self) -> Outcome:
+        piece = os.read(self._fd, CHUNK)
+        self._read += piece
+        if not piece:
+            return Outcome.COMPLETE  # "closing the file descriptor signals the end of transfer"
+        return Outcome.UNDER_WAY if len(self._read) <= LARGEST_STATE else Outcome.FAILED
 
-    def _read(self) -> bool:
-        parts: list[bytes] = []
-        total = 0
-        while total <= LARGEST_STATE:
-            try:
-                part = os.read(self._fd, CHUNK)
-            except BlockingIOError:
-                if not self._wait(select.POLLIN):
-                    return False
-                continue
-            if not part:
-                self.data = b"".join(parts)
-                return True
-            parts.append(part)
-            total += len(part)
-        return False
+    def _give_piece(self, left: memoryview) -> Outcome:
+        self._left = left[os.write(self._fd, left[:CHUNK]) :] if left else left
+        return Outcome.UNDER_WAY if self._left else Outcome.COMPLETE
 
-    def _wait(self, events: int) -> bool:
-        """Until the pipe is ready; False once the front end has asked and it is not."""
+    def wait(self, connection: socket.socket) -> bool:
+        """Until it can go on. False: it is over, or the front end says something first."""
+        if self.outcome is not Outcome.UNDER_WAY:
+            return False
         poll = select.poll()
-        poll.register(self._fd, events)
-        poll.register(self._asked, select.POLLIN)
-        ready = {fd for fd, _ in poll.poll()}
-        return self._fd in ready
+        poll.register(self._fd, select.POLLIN if self._left is None else select.POLLOUT)
+        poll.register(connection, select.POLLIN)
+        return self._fd in {fd for fd, _ in poll.poll()}
+
+    def close(self) -> None:
+        """Whoever is at the other end sees it."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class DeviceStateCommands:
@@ -139,12 +115,19 @@ class DeviceStateCommands:
         self._transfer = Transfer(message.take_fd(), data)
         return VRING_NO_FD
 
+    def attend(self, connection: socket.socket) -> None:
+        """Between two requests: have a transfer go on until the front end says something."""
+        while self._transfer is not None and self._transfer.wait(connection):
+            self._transfer.advance()
+
     def check(self, message: Message) -> int:
         """Whether the whole state went out, or came in and was taken."""
         transfer, self._transfer = self._transfer, None
         if transfer is None:
             raise RefusedError(Rejection.STATE_REFUSED, "no transfer was started")
-        if transfer.finish() is not Outcome.COMPLETE:
+        transfer.advance()  # what is in the pipe is taken, but nothing more is waited for
+        transfer.close()
+        if transfer.outcome is not Outcome.COMPLETE:
             raise RefusedError(Rejection.STATE_REFUSED, "the transfer is not complete")
         if self._loading:
             try:
@@ -162,5 +145,5 @@ class DeviceStateCommands:
     def close(self) -> None:
         """End what is under way."""
         if self._transfer is not None:
-            self._transfer.finish()
+            self._transfer.close()
             self._transfer = None

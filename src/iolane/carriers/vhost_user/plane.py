@@ -42,6 +42,9 @@ class DataPlane(Protocol):
     def relog(self, vring: Vring, start: Start) -> None:
         """Have a running ring mark its writes as `start` says; in all else it is as the ring was started."""
 
+    def let_go(self) -> None:
+        """Give back what stopped rings still have: threads, guest memory."""
+
     def close(self) -> None:
         """Every ring is stopped: end what is left."""
 
@@ -97,6 +100,9 @@ class PythonPlane:
             ring = vring.queue.ring
             if isinstance(ring, TracedRing):
                 ring.log, ring.log_address = start.log, start.log_address
+
+    def let_go(self) -> None:
+        """A stopped ring has nothing."""
 
     def close(self) -> None:
         thread, self._thread = self._thread, None

@@ -207,6 +207,7 @@ class Session:
         stopped = [vring for vring in stopped if vring.running]
         for vring in stopped:
             self._halt(vring)
+        self.plane.let_go()
         try:
             yield
         finally:

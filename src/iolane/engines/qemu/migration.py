@@ -25,6 +25,9 @@ from iolane.errors import IolaneError
 
 STREAM = "migration"
 """What the stream's descriptor is called in QEMU."""
+STREAM_BUFFER = 4 << 20
+"""Bytes on their way between two QEMUs of one host; the kernel may allow fewer. With few the sides take
+turns, and a destination looks at all of its devices' descriptors each time before it waits for more."""
 
 
 class Migration(msgspec.Struct, frozen=True):
@@ -38,6 +41,12 @@ class Migration(msgspec.Struct, frozen=True):
     """Bytes of memory that went over, repetitions included."""
     passes: int
     """How often memory was gone through: more than one where the guest or a device wrote to it meanwhile."""
+
+
+def _widen(stream: socket.socket) -> None:
+    """TCP finds its buffers by itself."""
+    if stream.family == socket.AF_UNIX:
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, STREAM_BUFFER)
 
 
 class MigrationSide:
@@ -63,6 +72,7 @@ class MigrationSide:
         """QEMU has the stream from here; our end of it is closed, so that its end is seen."""
         try:
             self.settings.apply(self._qmp, outgoing=self.outgoing)
+            _widen(stream)
             self._qmp.give_descriptor(STREAM, stream.fileno())
             self._qmp.execute(command, uri=f"fd:{STREAM}", **arguments)
         except BaseException:

@@ -85,7 +85,12 @@ class CompiledRing:
         self._turn = self._looked = False
         self._adopted: set[int] = set()
         self._thread: threading.Thread | None = None
+        self._leaving: threading.Thread | None = None
+        self.lingers = False
+        """Whoever closes it has `leave` called later: the end of a thread takes a processor for a while."""
         self._running = False
+        self._held = False
+        """The thread sleeps and leaves the queue alone: as good as ended, and nobody had to wait."""
         self._counted = False
         self._wires = wires
         regions = device.dma.host_regions()
@@ -179,7 +184,10 @@ class CompiledRing:
     def pause(self) -> None:
         """Return when the thread does nothing any more; the device's lock is released meanwhile."""
         thread = self._thread
-        if thread is None:
+        if thread is None or self._held:
+            return
+        if thread is not threading.current_thread() and self._engine.hold():
+            self._held = True
             return
         self._engine.stop()
         changed = self._device.changed
@@ -192,17 +200,38 @@ class CompiledRing:
 
     def resume(self) -> None:
         """Go on after `pause`."""
-        if self._thread is not None and not self._running:
+        if self._held:
+            self._let_go()
+        elif self._thread is not None and not self._running:
             self.start()
+
+    def _let_go(self) -> None:
+        if self._queue.rejection is not None:
+            return
+        self._held = False
+        self._engine.by_turns = self._queue.repeats
+        self._engine.release()
 
     def close(self) -> None:
         """No task holds a chain any more: show the driver what was given back since the thread ended."""
         self.pause()
-        self._thread = None
+        self._leaving, self._thread = self._thread, None
         self._settle()
         if not self._counted:
             self._counted = True
             self._hand_over_counts()
+        if not self.lingers:
+            self.leave()
+
+    def leave(self) -> None:
+        """After `close`: the thread ends by and by, and with it goes what it kept: mappings, descriptors."""
+        if self._held:
+            self._engine.leave()
+
+    def join(self) -> None:
+        """After `leave`, without the device's lock: the thread has ended."""
+        if self._leaving is not None and self._leaving is not threading.current_thread():
+            self._leaving.join()
 
     def _settle(self) -> None:
         """Show the driver what was given back while the thread does not run."""
@@ -246,7 +275,7 @@ class CompiledRing:
     @property
     def used_index(self) -> int:
         """Index of the next used element. While paused all that was given back is in the used ring."""
-        if not self._running:
+        if self._held or not self._running:
             self._settle()
         return self._engine.used_index
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -236,6 +237,22 @@ def test_memory_is_given_back_at_the_end(
     assert server.wait_idle(30)
     assert not device.dma.maps
     assert open_fds() == before
+
+
+def test_a_stopped_ring_keeps_no_memory(server: VhostUserServer, memory: SharedMemory) -> None:
+    """Its thread may linger, but not beyond a change of the memory table."""
+    with FrontEnd(server.path, [memory], wanted=WANTED, slots=True) as front:
+        echo(server, front, memory)
+        inode = os.fstat(memory.fd).st_ino
+        assert mappings(inode) > 1
+        front.stop(ECHO)
+        front.client.rem_mem_reg(memory.region)
+        assert mappings(inode) == 1  # the test's own
+
+
+def mappings(inode: int) -> int:
+    """How often this process has mapped a file."""
+    return sum(line.split()[4] == str(inode) for line in Path("/proc/self/maps").read_text().splitlines())
 
 
 def test_a_file_shorter_than_it_said(front: FrontEnd, memory: SharedMemory, rejected: Rejected) -> None:

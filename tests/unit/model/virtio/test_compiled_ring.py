@@ -6,6 +6,7 @@ import os
 import resource
 import select
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,6 +149,43 @@ def test_a_pause_holds_requests_back(disk: Disk) -> None:
             disk.driver.kick()
             assert disk.driver.collect() == []
         disk.wait()
+
+
+def test_an_idle_ring_keeps_its_thread_in_a_pause(disk: Disk) -> None:
+    """Nobody waits for a thread to end, or for one to begin."""
+    disk.ask(BlockRequest.IN, 0, room=512)
+    before = set(threading.enumerate())
+    for _ in range(20):
+        while not asleep(disk):
+            pass
+        with disk.device.quiesced():
+            assert set(threading.enumerate()) == before
+        disk.ask(BlockRequest.IN, 0, room=512)
+    assert set(threading.enumerate()) == before
+
+
+def asleep(disk: Disk) -> bool:
+    """Whether the ring's thread sleeps."""
+    return any(
+        Path(f"/proc/self/task/{thread.native_id}/stat").read_text().rsplit(")", 1)[1].split()[0] == "S"
+        for thread in threading.enumerate()
+        if thread.name == f"{disk.device.name} {disk.queue.name}"
+    )
+
+
+def test_a_closed_ring_that_lingers_keeps_its_thread_until_it_leaves(disk: Disk) -> None:
+    ring = disk.rings[-1]
+    disk.ask(BlockRequest.IN, 0, room=512)
+    while not asleep(disk):
+        pass
+    ring.lingers = True
+    disk.stop()
+    assert asleep(disk)
+    ring.leave()
+    ring.join()
+    assert not asleep(disk)
+    disk.start(1)
+    assert disk.ask(BlockRequest.IN, 0, room=512)[-1:] == b"\0"
 
 
 def test_a_state_has_what_was_given_back_while_pausing(disk: Disk) -> None:
