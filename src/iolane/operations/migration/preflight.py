@@ -7,7 +7,6 @@ path is used only below the folders that the operator opened, or where they name
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from iolane.devices.specification import Carrier, DeviceSpecification, parse
 from iolane.engines.qemu.command_line import Accelerator
 from iolane.engines.qemu.kernel import Flavour
 from iolane.errors import IolaneError
+from iolane.memory.available import available_memory
 from iolane.operations.machine.description import DeviceDescription, MachineDescription
 from iolane.operations.migration.failover import GivenFunctions
 from iolane.operations.migration.images import image_findings
@@ -146,10 +146,7 @@ def host_cpu_flags() -> list[str]:
 
 
 def _memory(offer: Offer) -> list[Finding]:
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) >> 10
+    available = available_memory() >> 20
     if offer.memory_mib <= available:
         return []
     return [Finding(f"the machine has {offer.memory_mib} MiB, this host {available} MiB to spare")]
