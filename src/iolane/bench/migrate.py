@@ -7,10 +7,11 @@ them. What counts are ratios.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -233,10 +234,11 @@ def _ours(stack: ExitStack, folder: Path, wire: Wire) -> tuple[Side, Side]:
     """A server for each device, and that twice: source and destination reach the same image."""
     image = _image(folder / "iolane.raw")
     sides = []
-    for side in "ab":
+    for number, side in enumerate("ab"):
         processes = []
         for name, text in (("disk", f"block,image={image}"), ("net", f"net,peer=unix:{wire.path}")):
-            process = DeviceProcess(parse(text), name, folder / f"{side}-{name}.sock")
+            with on_host(number):
+                process = DeviceProcess(parse(text), name, folder / f"{side}-{name}.sock")
             stack.callback(process.stop)
             processes.append(process)
         for process in processes:
@@ -265,6 +267,20 @@ def _qemus(stack: ExitStack, folder: Path, wire: Wire) -> tuple[Side, Side]:
 
 
 KINDS = {OURS: _ours, QEMUS: _qemus}
+
+
+@contextmanager
+def on_host(number: int) -> Iterator[None]:
+    """What is started meanwhile has the even or the odd processors: the two sides of a move share none, as
+    two hosts don't. A machine with one processor has that for both.
+    """
+    processors = os.sched_getaffinity(0)
+    own = {each for place, each in enumerate(sorted(processors)) if place % 2 == number % 2}
+    os.sched_setaffinity(0, own or processors)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, processors)
 
 
 def _image(path: Path) -> Path:
@@ -311,7 +327,8 @@ class _Mover:
         return QemuMachine(wanted, self._cache)
 
     def __enter__(self) -> _Mover:
-        self._machine.start()
+        with on_host(0):
+            self._machine.start()
         try:
             self._give_memory(self._machine)
             self._machine.check(f"ifconfig eth0 {GUEST} up")
@@ -336,7 +353,8 @@ class _Mover:
         """Once, under load."""
         source = self._machine
         destination = self._made(self._moves + 1, incoming=True)
-        destination.start()
+        with on_host(self._moves + 1):
+            destination.start()
         try:
             self._give_memory(destination)
             source.resume()

@@ -57,6 +57,7 @@ def to_markdown(result: MigrateBenchResult) -> str:
         "Half of its memory is full, so much of that is changed a second; it reads",
         f"{READS} blocks a second and answers {1 / INTERVAL:.0f} echo requests.",
         _of_memory(result.lazy),
+        "Each side has half of the processors, as two hosts share none.",
         "*Still* is from when QEMU begins to stop it until it runs at the destination; beside it what",
         "QEMU counts of that; *silent* is the longest time without an answer on the network, whose switch",
         "follows the guest. Ratios are medians of the rounds' ratios, iolane's to QEMU's; they may be at",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ from iolane.bench.migrate import (
     Figures,
     MigrateBenchResult,
     medians,
+    on_host,
     run_migrate_bench,
 )
 from iolane.bench.migrate_document import LAZY_SECTION, SECTION, rows, to_markdown, write_numbers
@@ -105,6 +107,17 @@ def test_guests_that_do_not_fit() -> None:
         run_migrate_bench(rounds=1, cases=(Case(1 << 30, 0),), report=said.append)
     assert len(said) == 1
     assert "left out, it takes" in said[0]
+
+
+def test_two_hosts_share_no_processor() -> None:
+    before = os.sched_getaffinity(0)
+    seen = []
+    for number in range(3):
+        with on_host(number):
+            seen.append(os.sched_getaffinity(0))
+    assert seen[0] == seen[2]
+    assert seen[0] | seen[1] == before == os.sched_getaffinity(0)
+    assert len(before) == 1 or not seen[0] & seen[1]
 
 
 def test_no_rounds() -> None:
