@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import threading
 
-from iolane.memory.ring import BlockPath
+from iolane.memory.ring import BlockPath, NetPath, NetPort
 from tests.unit.memory.ring_rig import BYTES, DIRECT, FLUSH, IN, WAIT, RingRig
 
 LOOKS = 1000
+ECHO = 3
+NO_NOTIFY = 1
 
 
 def hold(rig: RingRig) -> None:
@@ -30,10 +32,17 @@ def test_what_comes_meanwhile_waits_for_the_release() -> None:
 
 
 def test_a_held_queue_asks_for_kicks() -> None:
-    """Whoever serves the ring next hears of what comes (virtio 1.3, 2.7.10)."""
-    with RingRig(None) as rig:
+    """Who waits for the network wants none; whoever serves the ring next does (virtio 1.3, 2.7.10)."""
+    path = NetPath(NetPort(ECHO, length=1514), receives=True)
+    path.agree(offloads=0)
+    with RingRig(path) as rig:
+        rig.driver.add([], [(rig.heap.allocate(1 << 17), 1 << 17)])
+        rig.driver.kick()
+        os.eventfd_write(rig.kick, 1)
+        while not rig.heap.load16(rig.driver.used) & NO_NOTIFY:
+            pass
         hold(rig)
-        assert not rig.heap.read(rig.driver.used, 1)[0] & 1
+        assert not rig.heap.load16(rig.driver.used) & NO_NOTIFY
         rig.queue.release()
 
 
@@ -48,7 +57,6 @@ def test_it_goes_on_with_other_descriptors() -> None:
         rig.queue.release()
         rig.send(FLUSH, 0, 0)
         assert len(rig.wait(1)) == 1
-        assert rig.queue.kicks <= 1
 
 
 def test_a_chain_that_python_ends_meanwhile_is_shown_by_settle() -> None:

@@ -37,9 +37,6 @@ class Sent(IntEnum):
 class Framing(Protocol):
     """One peer's frames. What can't be done at once the stream tells of, later."""
 
-    packets_read: int
-    packets_written: int
-
     @property
     def trouble(self) -> Trouble: ...
 
@@ -73,7 +70,6 @@ class PlainFraming:
         self.input = bytearray()
         self.rest = b""
         self.trouble = Trouble.NONE
-        self.packets_read = self.packets_written = 0
 
     def receive(self) -> bytes | None:
         """As in the protocol."""
@@ -86,7 +82,6 @@ class PlainFraming:
                 if len(self.input) >= LENGTH + length:
                     frame = bytes(self.input[LENGTH : LENGTH + length])
                     del self.input[: LENGTH + length]
-                    self.packets_read += 1
                     return PLAIN_HEADER + frame
             data = self._stream.read(CHUNK)
             if not data:
@@ -100,7 +95,6 @@ class PlainFraming:
         length = sum(len(piece) for piece in frame)
         data = b"".join((length.to_bytes(LENGTH, "big"), *frame))
         self.rest = data[self._stream.write(data) :]
-        self.packets_written += 1
         return Sent.DONE
 
     def flush(self) -> bool:
@@ -134,8 +128,6 @@ class PortFraming:
         unread = bytes(before.input) + stream.lend()
         if stream.connected:
             self.port.stream.connect(stream.descriptor, unread, before.rest)
-        self.packets_read, self.packets_written = before.packets_read, before.packets_written
-        """Without those of the port."""
 
     @property
     def trouble(self) -> Trouble:

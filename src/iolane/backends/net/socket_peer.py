@@ -72,18 +72,20 @@ class SocketPeer(NetBackend):
     def receive(self, queue: int) -> bytes | None:
         """As in the base class."""
         packet = self._framing.receive()
-        self.packets_read = self._framing.packets_read
         if packet is None:
             self._part_if_troubled()
+        elif not self.ports:
+            self.packets_read += 1
         return packet
 
     def send(self, queue: int, header: bytes, frame: Sequence[memoryview | bytes]) -> bool:
         """As in the base class."""
         sent = self._framing.send(header, frame) if self._stream.connected else Sent.FAILED
-        self.packets_written = self._framing.packets_written
         if sent is Sent.FAILED:
             self.packets_dropped += 1
             self._part_if_troubled()
+        elif sent is Sent.DONE and not self.ports:
+            self.packets_written += 1
         return sent is not Sent.FULL
 
     def _part_if_troubled(self) -> None:

@@ -72,7 +72,8 @@ class MigrationSide:
         """QEMU has the stream from here; our end of it is closed, so that its end is seen."""
         try:
             self.settings.apply(self._qmp, outgoing=self.outgoing)
-            _widen(stream)
+            if self.outgoing:
+                _widen(stream)
             self._qmp.give_descriptor(STREAM, stream.fileno())
             self._qmp.execute(command, uri=f"fd:{STREAM}", **arguments)
         except BaseException:
